@@ -1,0 +1,142 @@
+//! What the control plane is told: typed, relations checked by whoever parsed it (the root's `config`).
+//!
+//! Here: the types. Not here: text, files, lines.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use furt_proto::{
+    names::{RouteHost, RouteMethod, ServiceName},
+    network::Networks,
+    pattern::RoutePattern,
+    permission::{Allowed, Permission},
+    rate::Rate,
+    url::UpstreamUrl,
+};
+
+use crate::health::Policy;
+
+/// A SHA-256 digest of a secret; the secret itself is nowhere in the program.
+pub type Digest = [u8; 32];
+
+/// `[gateway]`, the grants, and what is published to the data planes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The internal listener.
+    pub listen: SocketAddr,
+    /// The public listener of the same machine; registered urls must not point at it.
+    pub public: Option<SocketAddr>,
+    /// Host names that the internal listener answers to, besides addresses and localhost.
+    pub hosts: Vec<String>,
+    /// Intervals and thresholds of the probes.
+    pub probing: Policy,
+    /// Peers that may talk to the internal listener.
+    pub allow_registration_from: Networks,
+    /// Per peer address and service name; a hundred times that per peer address.
+    pub registration_rate: Rate,
+    /// Whether a loopback peer is operator and reader.
+    pub loopback_is_operator: bool,
+    /// Who may register what.
+    pub grants: Vec<Grant>,
+    /// Bearer tokens of registrars, readers, operators and data planes.
+    pub tokens: Vec<Token>,
+    /// What the data planes get besides the services.
+    pub published: Published,
+}
+
+/// The parts of furt.conf that travel in the snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// Callers.
+    pub keys: Vec<Key>,
+    /// Routes of furt.conf, in its order.
+    pub static_routes: Vec<StaticRoute>,
+    /// `[cors] allowed_origins`.
+    pub cors_origins: Vec<String>,
+}
+
+/// `[service "name"]`: what a service name may register.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The name it is for; `None` is the default grant, `"*"`.
+    pub service: Option<ServiceName>,
+    /// What its routes may ask of callers.
+    pub permissions: Vec<Allowed>,
+    /// Where its routes may lie; `None`: any path that is nobody else's.
+    pub paths: Option<Vec<RoutePattern>>,
+    /// Hosts its routes may name; empty: none.
+    pub hosts: Vec<RouteHost>,
+    /// Peers that may register it; `None`: `allow_registration_from`.
+    pub from: Option<Networks>,
+    /// Where its urls may point to; `None`: the registering peer's own address.
+    pub upstreams: Option<Networks>,
+    /// Registering needs one of these tokens, when there are any.
+    pub tokens: Vec<Digest>,
+    /// Instances at once, parked ones not counted.
+    pub max_instances: usize,
+    /// Whether its routes may be public.
+    pub allow_public: bool,
+}
+
+/// What a token makes its bearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// May register, renew, drain and deregister.
+    Registrar,
+    /// May look.
+    Reader,
+    /// May do everything.
+    Operator,
+    /// May follow snapshots.
+    DataPlane,
+}
+
+/// `[token "name"]`.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// The label, for logs.
+    pub name: String,
+    /// What it makes its bearer.
+    pub role: Role,
+    /// SHA-256 of the token; two during rotation.
+    pub digests: Vec<Digest>,
+}
+
+/// `[api_key "label"]`.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The caller's name.
+    pub name: String,
+    /// SHA-256 of the key; two during rotation.
+    pub digests: Vec<Digest>,
+    /// What the caller may do.
+    pub permissions: Vec<Allowed>,
+    /// Where it may be used from; empty: anywhere.
+    pub allowed_ips: Networks,
+    /// Requests it may make.
+    pub rate_limit: Option<Rate>,
+    /// Seconds since 1970 from which it is refused.
+    pub expires_unix: Option<i64>,
+}
+
+/// `[route "label"]`.
+#[derive(Debug, Clone)]
+pub struct StaticRoute {
+    /// The label.
+    pub name: Arc<str>,
+    /// The host it answers for.
+    pub host: RouteHost,
+    /// The methods; at least one.
+    pub methods: Vec<RouteMethod>,
+    /// The pattern.
+    pub pattern: RoutePattern,
+    /// What callers need; `None` only together with `public`.
+    pub permission: Option<Permission>,
+    /// Callers need no key.
+    pub public: bool,
+    /// Where requests go.
+    pub url: UpstreamUrl,
+    /// Headers set on the way to the service; values may be secret and are never logged.
+    pub set_headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// To the head of the answer.
+    pub timeout: Option<Duration>,
+}
