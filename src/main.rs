@@ -1,1 +1,2 @@
+//! The `furt` program.
 fn main() {}

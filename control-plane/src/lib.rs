@@ -1,3 +1,23 @@
 //! Decides what is routable: registrations, health, publication.
+//!
+//! In reading order: [`config`]; the pure parts [`health`], [`registration`], [`refusal`],
+//! [`services`], [`admission`]; what carries them out: [`registry`], [`resolve`], [`monitor`],
+//! [`snapshots`]; the edges: [`identity`], [`listener`], [`json`], [`http`], [`grpc`];
+//! and [`telemetry`].
+
+pub mod admission;
 pub mod config;
+pub mod grpc;
 pub mod health;
+pub mod http;
+pub mod identity;
+pub mod json;
+pub mod listener;
+pub mod monitor;
+pub mod refusal;
+pub mod registration;
+pub mod registry;
+pub mod resolve;
+pub mod services;
+pub mod snapshots;
+pub mod telemetry;

@@ -1,2 +1,24 @@
 //! Routes: matching, authorisation and proxying over the snapshot it was given.
+//!
+//! In reading order, the request's way: [`worker`], [`gateway`], [`table`], [`auth`], [`balance`],
+//! [`upstream`], [`headers`], [`respond`]; what it works on: [`view`], [`map`], [`subscribe`];
+//! what is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]; and [`config`].
+
+pub mod access_log;
+pub mod auth;
+pub mod balance;
+pub mod client_io;
 pub mod config;
+pub mod cors;
+pub mod explain;
+pub mod gateway;
+pub mod headers;
+pub mod health;
+pub mod map;
+pub mod metrics;
+pub mod respond;
+pub mod subscribe;
+pub mod table;
+pub mod upstream;
+pub mod view;
+pub mod worker;
