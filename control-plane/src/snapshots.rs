@@ -1,1 +1,5 @@
-//! (not written yet)
+//! What the data planes are told: `SnapshotService` over the registry.
+
+/// `SnapshotService`; clones share the registry.
+#[derive(Clone)]
+pub struct Snapshots {}
