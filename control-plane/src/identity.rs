@@ -1,1 +1,384 @@
-//! (not written yet)
+//! Who speaks on the internal listener, and the one guard that says what they may do (DESIGN §2).
+//!
+//! Here: the peer, the identities its address and token give it, the table identity × action.
+//! Not here: grants' paths and permissions (`admission`), sockets, what a refused caller reads.
+
+use std::{fmt, net::IpAddr};
+
+use furt_proto::names::ServiceName;
+use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::config::{Config, Digest, Grant, Role};
+use crate::refusal::{Code, Refusal};
+
+/// Who sent a request: the address of the socket and what the bearer token hashes to.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The socket's peer, IPv4-mapped addresses as IPv4. `None` is nobody, and refused.
+    pub address: Option<IpAddr>,
+    /// SHA-256 of the token in `Authorization: Bearer`; the token itself is not kept.
+    pub bearer: Option<Digest>,
+}
+
+impl Peer {
+    /// A peer as the edge sees it: the socket's address and the value of `Authorization`, if any.
+    ///
+    /// A value of another scheme is no token.
+    pub fn new(address: Option<IpAddr>, authorization: Option<&[u8]>) -> Self {
+        let address = address.map(|address| address.to_canonical());
+        Self { address, bearer: authorization.and_then(bearer_token).map(|token| Sha256::digest(token).into()) }
+    }
+
+    /// Whether the peer is this machine.
+    pub fn is_loopback(&self) -> bool {
+        self.address.is_some_and(|address| address.is_loopback())
+    }
+
+    /// Whether the token is one of these. All are compared, each in constant time.
+    pub fn bears(&self, digests: &[Digest]) -> bool {
+        let Some(bearer) = &self.bearer else { return false };
+        let any = digests.iter().fold(Choice::from(0), |found, digest| found | digest.ct_eq(bearer));
+        any.into()
+    }
+
+    /// Whether the token is an operator's. Being on this machine does not count.
+    pub fn bears_operator_token(&self, config: &Config) -> bool {
+        self.token_roles(config).contains(Identity::Operator)
+    }
+
+    /// Every identity that address and token give this peer.
+    pub fn identities(&self, config: &Config) -> Identities {
+        let mut identities = self.token_roles(config);
+        if config.loopback_is_operator && self.is_loopback() {
+            identities.add(Identity::Operator);
+        }
+        identities
+    }
+
+    /// Compares every token of furt.conf, so that the time taken tells nothing about them.
+    fn token_roles(&self, config: &Config) -> Identities {
+        let mut identities = Identities::default();
+        for token in &config.tokens {
+            if self.bears(&token.digests) {
+                identities.add(token.role.into());
+            }
+        }
+        identities
+    }
+}
+
+/// Not a byte of the token, not even hashed.
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bearer = if self.bearer.is_some() { "present" } else { "none" };
+        f.debug_struct("Peer").field("address", &self.address).field("bearer", &bearer).finish()
+    }
+}
+
+/// The credentials of `Bearer`, whose name has no case (RFC 9110 §11.1).
+fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = authorization.split_at_checked(7)?;
+    let token = rest.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// What someone wants on the internal listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Register or renew an instance. The grant and its token are `admission`'s to judge.
+    Register,
+    /// Take one instance out.
+    Deregister,
+    /// Take a whole service out.
+    DeregisterService,
+    /// Wake probes.
+    Probe,
+    /// Look at services, routes, explanations, metrics.
+    Read,
+    /// Follow snapshots.
+    Snapshots,
+}
+
+impl Action {
+    /// Every action, for tests that walk the table.
+    pub const ALL: [Self; 6] = [Self::Register, Self::Deregister, Self::DeregisterService, Self::Probe, Self::Read, Self::Snapshots];
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Register => "registering",
+            Self::Deregister => "deregistering",
+            Self::DeregisterService => "deregistering a whole service",
+            Self::Probe => "waking probes",
+            Self::Read => "reading",
+            Self::Snapshots => "following snapshots",
+        }
+    }
+
+    /// The identities that may do it, for the words of a refusal.
+    fn who(self) -> &'static str {
+        match self {
+            Self::Register | Self::Deregister => "the service's registrar or an operator",
+            Self::DeregisterService | Self::Probe => "an operator",
+            Self::Read => "a reader or an operator",
+            Self::Snapshots => "a data plane or an operator",
+        }
+    }
+}
+
+/// What a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// May register and deregister its own service.
+    Registrar,
+    /// May look.
+    Reader,
+    /// May do everything.
+    Operator,
+    /// May follow snapshots.
+    DataPlane,
+}
+
+impl Identity {
+    /// Every identity, the strongest first.
+    pub const ALL: [Self; 4] = [Self::Operator, Self::Reader, Self::DataPlane, Self::Registrar];
+
+    /// The table: may this identity do that?
+    pub fn may(self, action: Action) -> bool {
+        match self {
+            Self::Operator => true,
+            Self::Registrar => matches!(action, Action::Register | Action::Deregister),
+            Self::Reader => action == Action::Read,
+            Self::DataPlane => action == Action::Snapshots,
+        }
+    }
+}
+
+impl From<Role> for Identity {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Registrar => Self::Registrar,
+            Role::Reader => Self::Reader,
+            Role::Operator => Self::Operator,
+            Role::DataPlane => Self::DataPlane,
+        }
+    }
+}
+
+/// A set of identities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identities([bool; 4]);
+
+impl Identities {
+    /// Whether this one is in it.
+    pub fn contains(self, identity: Identity) -> bool {
+        Identity::ALL.iter().zip(self.0).any(|(known, present)| present && *known == identity)
+    }
+
+    fn add(&mut self, identity: Identity) {
+        for (known, present) in Identity::ALL.iter().zip(&mut self.0) {
+            *present |= *known == identity;
+        }
+    }
+
+    /// The strongest of them that may do it.
+    fn that_may(self, action: Action) -> Option<Identity> {
+        Identity::ALL.into_iter().find(|identity| self.contains(*identity) && identity.may(action))
+    }
+}
+
+/// May this peer do that to this service? As whom it may.
+///
+/// Registering is open to every peer of the allow list here: its grant, the grant's token and `from` are
+/// `admission`'s, so that their faults are told together with all others. Errors: REGISTRATION_REFUSED for
+/// a peer without address or outside the allow list, UNAUTHORIZED when a token is missing, FORBIDDEN when
+/// the identity does not reach.
+pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&ServiceName>) -> Result<Identity, Refusal> {
+    let known = peer.address.is_some_and(|address| config.allow_registration_from.contains(address));
+    if !known {
+        let who = peer.address.map_or_else(|| "a peer without address".to_owned(), |address| address.to_string());
+        let message = format!("{who} is not in allow_registration_from");
+        return Err(Refusal::one(Code::RegistrationRefused, message));
+    }
+    let identities = peer.identities(config);
+    if let Some(identity) = identities.that_may(action) {
+        // A registrar's token speaks for services without a token of their own, no further.
+        if identity != Identity::Registrar || action == Action::Register || is_registrar_of(config, peer, service) {
+            return Ok(identity);
+        }
+    }
+    if action == Action::Register || (action == Action::Deregister && is_registrar_of(config, peer, service)) {
+        return Ok(Identity::Registrar);
+    }
+    let needs = format!("{} needs the token of {}", action.words(), action.who());
+    Err(match peer.bearer {
+        None => Refusal::one(Code::Unauthorized, format!("{needs}, sent as Authorization: Bearer TOKEN")),
+        Some(_) => Refusal::one(Code::Forbidden, needs),
+    })
+}
+
+/// Whether the peer could have registered this service: inside the grant's `from`, with the grant's token when it has one.
+fn is_registrar_of(config: &Config, peer: &Peer, service: Option<&ServiceName>) -> bool {
+    let Some(grant) = service.and_then(|service| grant_for(config, service)) else { return false };
+    let from = match (&grant.from, peer.address) {
+        (None, _) => true, // The allow list has been asked already.
+        (Some(from), Some(address)) => from.contains(address),
+        (Some(_), None) => false,
+    };
+    from && (grant.tokens.is_empty() || peer.bears(&grant.tokens))
+}
+
+/// The grant that holds for a service name: its own, else the default one.
+fn grant_for<'c>(config: &'c Config, service: &ServiceName) -> Option<&'c Grant> {
+    let own = config.grants.iter().find(|grant| grant.service.as_ref() == Some(service));
+    own.or_else(|| config.grants.iter().find(|grant| grant.service.is_none()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Published, Token};
+    use crate::health::Policy;
+
+    const TOKENS: [(&str, Role); 4] =
+        [("r-token", Role::Registrar), ("l-token", Role::Reader), ("o-token", Role::Operator), ("d-token", Role::DataPlane)];
+
+    fn digest(token: &str) -> Digest {
+        Sha256::digest(token).into()
+    }
+
+    fn grant(service: &str, from: Option<&str>, tokens: &[&str]) -> Grant {
+        Grant {
+            service: Some(service.parse().unwrap()),
+            permissions: Vec::new(),
+            paths: None,
+            hosts: Vec::new(),
+            from: from.map(|from| from.parse().unwrap()),
+            upstreams: None,
+            tokens: tokens.iter().map(|token| digest(token)).collect(),
+            max_instances: 16,
+            allow_public: false,
+        }
+    }
+
+    fn config() -> Config {
+        let token = |(name, role): (&str, Role)| Token { name: name.into(), role, digests: vec![digest("old"), digest(name)] };
+        Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            public: None,
+            hosts: Vec::new(),
+            probing: Policy {
+                interval: Duration::from_secs(30),
+                timeout: Duration::from_secs(5),
+                down_interval: Duration::from_secs(120),
+                down_after: 3,
+                park_after: 10,
+                forget_parked_after: None,
+            },
+            allow_registration_from: "127.0.0.1, 10.0.0.0/8".parse().unwrap(),
+            registration_rate: "60/min".parse().unwrap(),
+            loopback_is_operator: true,
+            grants: vec![grant("open", None, &[]), grant("sealed", None, &["grant-token"]), grant("near", Some("10.1.0.0/16"), &[])],
+            tokens: TOKENS.into_iter().map(token).collect(),
+            published: Published::default(),
+        }
+    }
+
+    fn peer(address: &str, token: Option<&str>) -> Peer {
+        let header = token.map(|token| format!("Bearer {token}"));
+        Peer::new(Some(address.parse().unwrap()), header.as_deref().map(str::as_bytes))
+    }
+
+    fn outcome(config: &Config, peer: &Peer, action: Action, service: &str) -> Result<Identity, Code> {
+        authorize(config, peer, action, Some(&service.parse().unwrap())).map_err(|refusal| refusal.code())
+    }
+
+    #[test]
+    fn the_table_of_identities_and_actions() {
+        let rows = Identity::ALL.map(|identity| (identity, Action::ALL.map(|action| u8::from(identity.may(action)))));
+        assert_eq!(
+            rows,
+            [
+                // register, deregister, deregister service, probe, read, snapshots
+                (Identity::Operator, [1, 1, 1, 1, 1, 1]),
+                (Identity::Reader, [0, 0, 0, 0, 1, 0]),
+                (Identity::DataPlane, [0, 0, 0, 0, 0, 1]),
+                (Identity::Registrar, [1, 1, 0, 0, 0, 0]),
+            ]
+        );
+    }
+
+    #[test]
+    fn loopback_is_operator_unless_switched_off() {
+        let mut config = config();
+        for address in ["127.0.0.1", "::ffff:127.0.0.1"] {
+            for action in Action::ALL {
+                assert_eq!(outcome(&config, &peer(address, None), action, "sealed"), Ok(Identity::Operator), "{address} {action:?}");
+            }
+        }
+        config.loopback_is_operator = false;
+        for action in Action::ALL {
+            let expected = if action == Action::Register { Ok(Identity::Registrar) } else { Err(Code::Unauthorized) };
+            assert_eq!(outcome(&config, &peer("127.0.0.1", None), action, "sealed"), expected, "{action:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_makes_its_bearer_what_it_says_and_no_more() {
+        let config = config();
+        for (token, role) in TOKENS {
+            for action in Action::ALL {
+                let expected = match action {
+                    _ if Identity::from(role).may(action) && role != Role::Registrar => Ok(Identity::from(role)),
+                    // Registering and the deregistering of a service without a token of its own need no role.
+                    Action::Register | Action::Deregister => Ok(Identity::Registrar),
+                    _ => Err(Code::Forbidden),
+                };
+                assert_eq!(outcome(&config, &peer("10.0.0.1", Some(token)), action, "open"), expected, "{token} {action:?}");
+            }
+        }
+        assert_eq!(outcome(&config, &peer("10.0.0.1", Some("old")), Action::Probe, "open"), Ok(Identity::Operator));
+    }
+
+    #[test]
+    fn deregistering_ones_own_service_needs_what_registering_it_needs() {
+        let config = config();
+        let check = |service: &str, address: &str, token: Option<&str>, expected: Result<Identity, Code>| {
+            let found = outcome(&config, &peer(address, token), Action::Deregister, service);
+            assert_eq!(found, expected, "{service} {address} {token:?}");
+        };
+        check("open", "10.0.0.1", None, Ok(Identity::Registrar));
+        check("sealed", "10.0.0.1", None, Err(Code::Unauthorized));
+        check("sealed", "10.0.0.1", Some("wrong"), Err(Code::Forbidden));
+        check("sealed", "10.0.0.1", Some("r-token"), Err(Code::Forbidden));
+        check("sealed", "10.0.0.1", Some("grant-token"), Ok(Identity::Registrar));
+        check("sealed", "10.0.0.1", Some("o-token"), Ok(Identity::Operator));
+        check("near", "10.0.0.1", None, Err(Code::Unauthorized));
+        check("near", "10.1.0.1", None, Ok(Identity::Registrar));
+        check("unknown", "10.0.0.1", None, Err(Code::Unauthorized));
+        check("unknown", "127.0.0.1", None, Ok(Identity::Operator));
+    }
+
+    #[test]
+    fn nobody_and_strangers_are_refused_whatever_they_carry() {
+        let config = config();
+        let nobody = Peer::new(None, Some(b"Bearer o-token"));
+        for peer in [nobody, peer("192.0.2.1", Some("o-token")), peer("::1", None), peer("127.0.0.2", None)] {
+            for action in Action::ALL {
+                assert_eq!(outcome(&config, &peer, action, "open"), Err(Code::RegistrationRefused), "{peer:?} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_hashed_at_once_and_never_shown() {
+        let peer = |value: &str| Peer::new(None, Some(value.as_bytes()));
+        assert_eq!(peer("bearer  secret ").bearer, Some(digest("secret")));
+        for none in ["", "Bearer", "Bearer ", "Basic c2VjcmV0", "secret"] {
+            assert_eq!(peer(none).bearer, None, "{none:?}");
+        }
+        assert_eq!(format!("{:?}", peer("Bearer secret")), "Peer { address: None, bearer: \"present\" }");
+    }
+}
