@@ -1,0 +1,370 @@
+//! What a large registry costs: `cargo bench --bench scale`, about a minute after the build.
+//!
+//! Two real `furt run` processes, one with 10 services and 10 routes, one with 10,000 services and
+//! 100,000 routes, registered over the JSON endpoint. Shown and checked: one more registration is
+//! live in under 10 ms; a request costs within 10 % of what it costs with 10 routes; publishing one
+//! change compiles one service. CPU time is what the kernel counted for the process
+//! (`/proc/PID/task/*/schedstat`), in interleaved rounds.
+//!
+//! Not as shipped: one worker, the access log off, and no scheduled probe within the run (it would
+//! be counted as cost of the requests; the budget for probing is its own).
+
+use std::{
+    error::Error,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const KEY: &str = "bench-key-of-more-than-thirty-two-characters";
+const SMALL: Size = Size { services: 10, routes_each: 1 };
+const LARGE: Size = Size { services: 10_000, routes_each: 10 };
+/// Services that take requests: as many in both processes, so that both hold the same upstream connections.
+const IN_USE: usize = 10;
+const CONNECTIONS: usize = 16;
+const ROUNDS: usize = 9;
+const REQUESTS_A_ROUND: usize = 20_000;
+const REGISTRATIONS: usize = 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+const LIVE_WITHIN_MS: f64 = 10.0;
+const COST_WITHIN: f64 = 1.10;
+
+#[derive(Clone, Copy)]
+struct Size {
+    services: usize,
+    routes_each: usize,
+}
+
+fn main() -> Outcome<()> {
+    let upstream = upstream()?;
+    let mut small = Furt::start("small", upstream, SMALL)?;
+    let mut large = Furt::start("large", upstream, LARGE)?;
+
+    println!(
+        "\n| services | routes | registered in s | MiB resident | one more live after ms, median (min–max) of {REGISTRATIONS} | changes published | services compiled |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let mut live = Vec::new();
+    let mut compiled_one = true;
+    for furt in [&mut small, &mut large] {
+        let growth = furt.one_more()?;
+        let Size { services, routes_each } = furt.size;
+        println!(
+            "| {services} | {} | {:.2} | {:.0} | {} | {} | {} |",
+            services * routes_each,
+            furt.registered_in.as_secs_f64(),
+            furt.resident_mib()?,
+            spread(&growth.live_ms),
+            growth.versions,
+            growth.compiled,
+        );
+        compiled_one &= growth.compiled > 0 && growth.compiled <= growth.versions;
+        live.push(median(&growth.live_ms));
+    }
+
+    let mut costs = [Vec::new(), Vec::new(), Vec::new()];
+    let [ten, many, wide] = &mut costs;
+    for _ in 0..ROUNDS {
+        ten.push(small.cost_us(IN_USE)?);
+        many.push(large.cost_us(IN_USE)?);
+        wide.push(large.cost_us(LARGE.services / 10)?);
+    }
+    let ratios: Vec<f64> = ten.iter().zip(&*many).map(|(ten, many)| many / ten).collect();
+    println!("\n| routes | services in use | CPU µs/request, median (min–max) of {ROUNDS} rounds of {REQUESTS_A_ROUND} |\n|---|---|---|");
+    println!("| 10 | {IN_USE} | {} |", spread(ten));
+    println!("| 100,000 | {IN_USE} | {} |", spread(many));
+    println!("| 100,000 | {} (each with upstream connections of its own) | {} |", LARGE.services / 10, spread(wide));
+    println!("\ncost with 100,000 routes / with 10: {} of the rounds' ratios", spread(&ratios));
+
+    let mut missed = Vec::new();
+    if live.iter().any(|ms| *ms >= LIVE_WITHIN_MS) {
+        missed.push(format!("one more registration must be live in under {LIVE_WITHIN_MS} ms"));
+    }
+    if median(&ratios) > COST_WITHIN {
+        missed.push(format!("a request with 100,000 routes may cost {COST_WITHIN} times one with 10"));
+    }
+    if !compiled_one {
+        missed.push("publishing one change must compile one service".to_owned());
+    }
+    match missed.is_empty() {
+        true => Ok(println!("\nscale: all within bounds")),
+        false => Err(missed.join("; ").into()),
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn spread(values: &[f64]) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    format!("{:.2} ({least:.2}–{most:.2})", median(values))
+}
+
+/// What registering [`REGISTRATIONS`] services more took and did.
+struct Growth {
+    live_ms: Vec<f64>,
+    versions: u64,
+    compiled: u64,
+}
+
+/// A running `furt run`, killed when dropped.
+struct Furt {
+    child: Child,
+    folder: PathBuf,
+    public: SocketAddr,
+    internal: Connection,
+    upstream: SocketAddr,
+    size: Size,
+    registered_in: Duration,
+}
+
+impl Drop for Furt {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Furt {
+    fn start(name: &str, upstream: SocketAddr, size: Size) -> Outcome<Self> {
+        let folder = std::env::temp_dir().join(format!("furt-scale-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let (public, internal) = (free_address()?, free_address()?);
+        let file = folder.join("furt.conf");
+        fs::write(&file, configuration(public, internal, &folder))?;
+        let child = Command::new(env!("CARGO_BIN_EXE_furt"))
+            .args(["run", "--config"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("log"))?)
+            .spawn()?;
+        let mut furt = Self { child, folder, public, internal: connect(internal)?, upstream, size, registered_in: Duration::ZERO };
+        let started = Instant::now();
+        for service in 0..size.services {
+            furt.register(&format!("s{service}"), size.routes_each)?;
+        }
+        furt.registered_in = started.elapsed();
+        furt.all_up(size.services)?;
+        Ok(furt)
+    }
+
+    fn register(&mut self, service: &str, routes: usize) -> Outcome<()> {
+        let routes: Vec<_> = (0..routes)
+            .map(|route| serde_json::json!({"method": "GET", "path": format!("/{service}/r{route}/*"), "permission": "bench:get"}))
+            .collect();
+        let body = serde_json::json!({"service": service, "url": format!("http://{}", self.upstream), "routes": routes}).to_string();
+        let head = format!("POST /internal/register-service HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let (status, answer) = self.internal.exchange(&head)?;
+        if status == 200 { Ok(()) } else { Err(format!("registering {service}: {status} {answer}").into()) }
+    }
+
+    /// Registers services one at a time and asks for their route as soon as the answer is there.
+    fn one_more(&mut self) -> Outcome<Growth> {
+        let (version, compiled) = self.counters()?;
+        let mut caller = connect(self.public)?;
+        let mut live_ms = Vec::new();
+        for number in 0..REGISTRATIONS {
+            let service = format!("more{number}");
+            if caller.get(&format!("/{service}/r0/x"))? != 404 {
+                return Err(format!("{service} was routed before it registered").into());
+            }
+            let sent = Instant::now();
+            self.register(&service, 1)?;
+            while caller.get(&format!("/{service}/r0/x"))? != 200 {
+                if sent.elapsed() > PATIENCE {
+                    return Err(format!("{service} was never routed").into());
+                }
+            }
+            live_ms.push(sent.elapsed().as_secs_f64() * 1e3);
+        }
+        self.all_up(self.size.services + REGISTRATIONS)?;
+        let (version_after, compiled_after) = self.counters()?;
+        Ok(Growth { live_ms, versions: version_after - version, compiled: compiled_after - compiled })
+    }
+
+    /// CPU time of the process for one request, in microseconds; the paths go round the routes of so many services.
+    fn cost_us(&self, services: usize) -> Outcome<f64> {
+        let mut callers = (0..CONNECTIONS).map(|_| connect(self.public)).collect::<Outcome<Vec<_>>>()?;
+        let stride = self.size.services / services;
+        let path = |number: usize| {
+            let (service, route) = (number % services * stride, number / services % self.size.routes_each);
+            format!("/s{service}/r{route}/items/42")
+        };
+        for number in 0..(2 * services).max(2_000) {
+            callers[number % CONNECTIONS].get(&path(number))?;
+        }
+        let before = self.cpu_ns()?;
+        let mut sent = 0;
+        while sent < REQUESTS_A_ROUND {
+            for (number, caller) in callers.iter_mut().enumerate() {
+                caller.send_get(&path(sent + number))?;
+            }
+            for caller in &mut callers {
+                let (status, body) = caller.receive()?;
+                if status != 200 {
+                    return Err(format!("a request failed: {status} {body}").into());
+                }
+            }
+            sent += CONNECTIONS;
+        }
+        Ok((self.cpu_ns()? - before) as f64 / 1e3 / sent as f64)
+    }
+
+    fn cpu_ns(&self) -> Outcome<u64> {
+        let mut sum = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum += schedstat.split_whitespace().next().ok_or("empty schedstat")?.parse::<u64>()?;
+        }
+        Ok(sum)
+    }
+
+    fn resident_mib(&self) -> Outcome<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        Ok(line.trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
+    }
+
+    fn all_up(&mut self, services: usize) -> Outcome<()> {
+        let asked = Instant::now();
+        loop {
+            let metrics = self.metrics()?;
+            let up = metrics.lines().filter(|line| line.starts_with("furt_service_up{") && line.ends_with(" 1")).count();
+            if up == services {
+                return Ok(());
+            }
+            if asked.elapsed() > PATIENCE {
+                return Err(format!("{up} of {services} services are up").into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The version that is installed, and how many services were compiled since the start.
+    fn counters(&mut self) -> Outcome<(u64, u64)> {
+        let metrics = self.metrics()?;
+        let value = |name: &str| {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|value| value.parse::<u64>().ok()).ok_or(format!("no metric {name}"))
+        };
+        Ok((value("furt_snapshot_version")?, value("furt_services_compiled_total")?))
+    }
+
+    fn metrics(&mut self) -> Outcome<String> {
+        Ok(self.internal.exchange("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?.1)
+    }
+}
+
+fn configuration(public: SocketAddr, internal: SocketAddr, folder: &std::path::Path) -> String {
+    format!(
+        "[server]\nhost = {}\nport = {}\nworkers = 1\nlog_requests = false\nstate_dir = {}\n\n\
+         [gateway]\nlisten = {internal}\nregistration_rate = 1000000/s\nhealth_check_interval = 3600\ndown_check_interval = 3600\n\n\
+         [service \"*\"]\npermissions = bench:*\nupstreams = 127.0.0.1\n\n\
+         [api_key \"{KEY}\"]\nname = bench\npermissions = bench:*\nrate_limit = 1000000/s\n",
+        public.ip(),
+        public.port(),
+        folder.join("state").display(),
+    )
+}
+
+fn free_address() -> Outcome<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// One kept-alive HTTP/1.1 connection.
+struct Connection(BufReader<TcpStream>);
+
+fn connect(address: SocketAddr) -> Outcome<Connection> {
+    let asked = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                return Ok(Connection(BufReader::with_capacity(1 << 16, stream)));
+            }
+            Err(error) if asked.elapsed() > PATIENCE => return Err(format!("{address}: {error}").into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+impl Connection {
+    fn send_get(&mut self, path: &str) -> Outcome<()> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: api.example.com\r\nX-API-Key: {KEY}\r\nAccept: */*\r\n\r\n");
+        Ok(self.0.get_mut().write_all(head.as_bytes())?)
+    }
+
+    fn get(&mut self, path: &str) -> Outcome<u16> {
+        self.send_get(path)?;
+        Ok(self.receive()?.0)
+    }
+
+    fn exchange(&mut self, request: &str) -> Outcome<(u16, String)> {
+        self.0.get_mut().write_all(request.as_bytes())?;
+        self.receive()
+    }
+
+    fn receive(&mut self) -> Outcome<(u16, String)> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        let status = line.split(' ').nth(1).ok_or("no status line")?.parse()?;
+        let mut length = None;
+        loop {
+            line.clear();
+            self.0.read_line(&mut line)?;
+            let Some((name, value)) = line.split_once(':') else { break };
+            if name.eq_ignore_ascii_case("content-length") {
+                length = Some(value.trim().parse()?);
+            }
+        }
+        let mut body = vec![0; length.ok_or("an answer without content-length")?];
+        self.0.read_exact(&mut body)?;
+        Ok((status, String::from_utf8(body)?))
+    }
+}
+
+/// An upstream that answers every request with 200, on a thread of its own for as long as the bench runs.
+fn upstream() -> Outcome<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener that was bound");
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream));
+            }
+        });
+    });
+    Ok(address)
+}
+
+async fn answer(mut stream: tokio::net::TcpStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\n\r\n{\"ok\":true}";
+    let mut head = Vec::with_capacity(2048);
+    while let Ok(1..) = stream.read_buf(&mut head).await {
+        // No request here has a body, and none follows before this one is answered.
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            if stream.write_all(ANSWER).await.is_err() {
+                return;
+            }
+        }
+    }
+}
