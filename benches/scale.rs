@@ -93,10 +93,11 @@ fn main() -> Outcome<()> {
     if !compiled_one {
         missed.push("publishing one change must compile one service".to_owned());
     }
-    match missed.is_empty() {
-        true => Ok(println!("\nscale: all within bounds")),
-        false => Err(missed.join("; ").into()),
+    if !missed.is_empty() {
+        return Err(missed.join("; ").into());
     }
+    println!("\nscale: all within bounds");
+    Ok(())
 }
 
 fn median(values: &[f64]) -> f64 {
