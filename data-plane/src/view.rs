@@ -1,1 +1,264 @@
-//! (not written yet)
+//! What a request sees: everything it needs, immutable, behind one pointer (DESIGN §11).
+//!
+//! Here: `View`, compiled from the snapshots of a control plane, and `apply`, which compiles a
+//! change and shares the rest with the view before. `Current` holds the one in force.
+//! Not here: how snapshots arrive, what is done with a request.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::{ArcSwap, Cache};
+use furt_proto::{url::UpstreamUrl, v1};
+use http::HeaderValue;
+
+use crate::{auth::Keys, balance::InstanceState, map::Map, metrics::ServiceMetrics, table::Table};
+
+mod compile;
+mod routes;
+
+pub use compile::{ApplyError, apply};
+
+/// The health of an instance as the control plane decided it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Its last scheduled probes were answered.
+    Up,
+    /// Not decided yet.
+    Unknown,
+    /// Too many misses.
+    Down,
+}
+
+impl Status {
+    /// As the wire and `/health` write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "UP",
+            Self::Unknown => "UNKNOWN",
+            Self::Down => "DOWN",
+        }
+    }
+}
+
+/// What an instance speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    H2,
+}
+
+/// One running copy of a service.
+#[derive(Debug)]
+pub struct Instance {
+    /// Names it within its service for as long as it is registered.
+    pub number: u32,
+    /// The id it registered with.
+    pub id: Arc<str>,
+    /// As registered.
+    pub url: UpstreamUrl,
+    /// The addresses that may be connected to.
+    pub addresses: Vec<SocketAddr>,
+    /// As the control plane decided.
+    pub status: Status,
+    /// Share of requests, 1 to 1000.
+    pub weight: u32,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Pings have stopped.
+    pub parked: bool,
+    /// Something other than a probe speaks against it.
+    pub suspect: bool,
+    /// Takes no new requests.
+    pub drained: bool,
+    /// Names the registration.
+    pub registration_id: Arc<str>,
+    /// What this data plane knows of it; the same for as long as registration and addresses stay.
+    pub state: Arc<InstanceState>,
+    /// Unique in this process for a registration with its url, addresses and protocol: connections
+    /// are kept under it.
+    pub key: u64,
+    /// Host and port of its url.
+    pub authority: HeaderValue,
+}
+
+/// A service, or a static route in the same clothes.
+#[derive(Debug)]
+pub struct Service {
+    /// Its name; the label of a static route.
+    pub name: Arc<str>,
+    /// Its place in the view; another may get it only when this one is gone.
+    pub slot: u32,
+    /// In the order of numbers.
+    pub instances: Vec<Arc<Instance>>,
+    /// Whether it stands for a static route.
+    pub is_static: bool,
+    /// Its counts, the same for as long as it is there.
+    pub metrics: Arc<ServiceMetrics>,
+}
+
+/// What the probes of an instance last saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Milliseconds since 1970; 0: not yet pinged.
+    pub last_ping_unix_ms: i64,
+    /// What the last answered ping took; `None`: it was not answered.
+    pub response_time_ms: Option<u32>,
+    /// Misses in a row.
+    pub consecutive_failures: u32,
+    /// When it is pinged next, milliseconds since 1970; 0: not.
+    pub next_probe_unix_ms: i64,
+}
+
+/// How much was compiled to come to a view, over the life of the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// Services of which a part was compiled.
+    pub services: u64,
+    /// Routes put into the table; a change of health adds none.
+    pub routes: u64,
+}
+
+/// Everything a request needs. A clone shares all of it.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The life of the control plane it came from; empty: there has been no snapshot yet.
+    pub epoch: Arc<str>,
+    /// Counts changes within that life.
+    pub version: u64,
+    /// The wrapping sum of the digests of all parts.
+    pub digest: u64,
+    /// The routes.
+    pub table: Table,
+    /// The callers.
+    pub keys: Arc<Keys>,
+    /// Who may read answers from a browser: origins, or `*`.
+    pub cors_origins: Arc<[String]>,
+    /// How often services repeat their registration, in seconds.
+    pub renew_after_seconds: u32,
+    /// What the last update had that this program does not understand, for the log; at most 20.
+    pub notes: Arc<[String]>,
+    workers: usize,
+    compiled: Compiled,
+    parts: compile::Parts,
+    slots: Map<u32, Arc<Service>>,
+    reports: Map<(u32, u32), Report>,
+}
+
+impl View {
+    /// Before the first snapshot. `workers`: how many count in the metrics of a service.
+    pub fn empty(workers: usize) -> Self {
+        Self {
+            epoch: "".into(),
+            version: 0,
+            digest: 0,
+            table: Table::default(),
+            keys: Arc::default(),
+            cors_origins: Arc::default(),
+            renew_after_seconds: 0,
+            notes: Arc::default(),
+            workers,
+            compiled: Compiled::default(),
+            parts: compile::Parts::default(),
+            slots: Map::new(),
+            reports: Map::new(),
+        }
+    }
+
+    /// Whether there has been a snapshot.
+    pub fn is_ready(&self) -> bool {
+        !self.epoch.is_empty()
+    }
+
+    /// The service in a slot: what `Route::slot` points to.
+    pub fn service(&self, slot: u32) -> Option<&Arc<Service>> {
+        self.slots.get(&slot)
+    }
+
+    /// Services and static routes, by name; of one name, the service first.
+    pub fn services(&self) -> Vec<&Arc<Service>> {
+        let mut all: Vec<_> = self.slots.values().collect();
+        all.sort_unstable_by_key(|service| (&*service.name, service.is_static, service.slot));
+        all
+    }
+
+    /// How many registered services there are, static routes not counted.
+    pub fn registered(&self) -> usize {
+        self.parts.registered()
+    }
+
+    /// What the probes of an instance last saw; `None`: nothing was said yet.
+    pub fn report(&self, slot: u32, number: u32) -> Option<&Report> {
+        self.reports.get(&(slot, number))
+    }
+
+    /// When an instance of a service is pinged next, milliseconds since 1970: the earliest a service
+    /// without a serving instance may be back. `None`: no ping is due.
+    pub fn next_probe_unix_ms(&self, service: &Service) -> Option<i64> {
+        let reports = service.instances.iter().filter_map(|instance| self.report(service.slot, instance.number));
+        reports.map(|report| report.next_probe_unix_ms).filter(|next| *next > 0).min()
+    }
+
+    /// How much was compiled to come to this view, over the life of the process.
+    pub fn compiled(&self) -> Compiled {
+        self.compiled
+    }
+}
+
+/// The view in force: the one place where a change becomes visible.
+#[derive(Debug, Clone)]
+pub struct Current(Arc<ArcSwap<View>>);
+
+/// One worker's way to the view in force; see [`Current::cache`].
+pub type CurrentCache = Cache<Arc<ArcSwap<View>>, Arc<View>>;
+
+impl Current {
+    /// Starts with a view.
+    pub fn new(view: View) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(view)))
+    }
+
+    /// The view in force. Load it once per request and use it to its end.
+    pub fn load(&self) -> Arc<View> {
+        self.0.load_full()
+    }
+
+    /// For one worker: asks whether the view changed, and touches no shared counter when it did not.
+    pub fn cache(&self) -> CurrentCache {
+        Cache::new(self.0.clone())
+    }
+
+    /// Makes a view the one in force.
+    pub fn install(&self, view: View) {
+        self.0.store(Arc::new(view));
+    }
+}
+
+/// A status as the wire writes it; what is not understood takes no requests.
+fn status(text: &str) -> Option<Status> {
+    match text {
+        "UP" => Some(Status::Up),
+        "UNKNOWN" => Some(Status::Unknown),
+        "DOWN" => Some(Status::Down),
+        _ => None,
+    }
+}
+
+fn protocol(text: &str) -> Option<Protocol> {
+    match text {
+        "" | "http1" => Some(Protocol::Http1),
+        "h2" => Some(Protocol::H2),
+        _ => None,
+    }
+}
+
+impl From<&v1::ProbeReport> for Report {
+    fn from(report: &v1::ProbeReport) -> Self {
+        Self {
+            last_ping_unix_ms: report.last_ping_unix_ms,
+            response_time_ms: report.response_time_ms,
+            consecutive_failures: report.consecutive_failures,
+            next_probe_unix_ms: report.next_probe_unix_ms,
+        }
+    }
+}
