@@ -2,12 +2,16 @@
 //!
 //! In reading order: [`config`]; the pure parts [`health`], [`registration`], [`refusal`],
 //! [`services`], [`admission`]; what carries them out: [`registry`], [`resolve`], [`monitor`],
-//! [`snapshots`]; the edges: [`identity`], [`listener`], [`json`], [`http`], [`grpc`];
+//! [`snapshots`]; the edges: [`identity`], [`guard`], [`listener`], [`body`], [`json`], [`answers`], [`http`], [`grpc`];
 //! and [`telemetry`].
 
 pub mod admission;
+pub mod answers;
+pub mod body;
+pub mod claims;
 pub mod config;
 pub mod grpc;
+pub mod guard;
 pub mod health;
 pub mod http;
 pub mod identity;

@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_grpc_status_has_the_details_and_fits_a_header() {
-        let faults = (0..1000).map(|index| Fault::new(format!("routes[{index}].path"), Code::Validation, "a path must start with \"/\"")).collect();
+        let faults =
+            (0..1000).map(|index| Fault::new(format!("routes[{index}].path"), Code::Validation, "a path must start with \"/\"")).collect();
         let refusal = Refusal { faults, retry_after: Some(Duration::from_secs(2)) };
         let status = tonic::Status::from(refusal);
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
