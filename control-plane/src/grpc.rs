@@ -1,1 +1,91 @@
-//! (not written yet)
+//! The RPCs of the internal listener: decode, call, encode (DESIGN §10).
+//!
+//! Here: `RegistryService` over the registry, who may follow snapshots, health and reflection.
+//! Not here: the guard and sockets (`listener`), decisions (`registry`), the refusals' shape (`refusal`).
+
+use std::sync::Arc;
+
+use axum::Router;
+use furt_proto::{FILE_DESCRIPTOR_SET, v1};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, async_trait};
+use tonic_reflection::server::Builder as Reflection;
+use v1::registry_service_server::{RegistryService, RegistryServiceServer};
+
+use crate::body::MAX_BODY;
+use crate::identity::{Action, Peer, authorize};
+use crate::listener::Edge;
+
+/// Every service of the internal listener, and the switch of its health.
+///
+/// Errors: the descriptors that were compiled in cannot be read.
+pub fn router(edge: Arc<Edge>) -> Result<(Router, tonic_health::server::HealthReporter), tonic_reflection::server::Error> {
+    let reflection = || {
+        Reflection::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET).build_v1()?;
+    let v1alpha = reflection().register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET).build_v1alpha()?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+
+    let registry = RegistryServiceServer::new(Rpc { edge }).max_decoding_message_size(MAX_BODY);
+    let routes = Routes::new(registry).add_service(health).add_service(v1).add_service(v1alpha);
+    Ok((routes.prepare().into_axum_router(), reporter))
+}
+
+/// `RegistryService`.
+pub struct Rpc {
+    edge: Arc<Edge>,
+}
+
+impl Rpc {
+    fn may_read<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        authorize(self.edge.registry.config(), &peer(request), Action::Read, None)?;
+        Ok(())
+    }
+}
+
+/// The peer that the listener noted; nobody, who may do nothing, when the request came from elsewhere.
+fn peer<T>(request: &Request<T>) -> Peer {
+    request.extensions().get().cloned().unwrap_or_default()
+}
+
+#[async_trait]
+impl RegistryService for Rpc {
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterResponse>, Status> {
+        let peer = peer(&request);
+        Ok(Response::new(self.edge.registry.register(&peer, request.into_inner(), Vec::new()).await?))
+    }
+
+    async fn deregister(&self, request: Request<v1::DeregisterRequest>) -> Result<Response<v1::DeregisterResponse>, Status> {
+        let peer = peer(&request);
+        Ok(Response::new(self.edge.registry.deregister(&peer, request.into_inner()).await?))
+    }
+
+    async fn probe(&self, request: Request<v1::ProbeRequest>) -> Result<Response<v1::ProbeResponse>, Status> {
+        let peer = peer(&request);
+        Ok(Response::new(self.edge.registry.probe(&peer, request.into_inner())?))
+    }
+
+    async fn get_service(&self, request: Request<v1::GetServiceRequest>) -> Result<Response<v1::GetServiceResponse>, Status> {
+        self.may_read(&request)?;
+        let service = self.edge.registry.get_service(&request.get_ref().service)?;
+        Ok(Response::new(v1::GetServiceResponse { service: Some(service) }))
+    }
+
+    async fn list_services(&self, request: Request<v1::ListServicesRequest>) -> Result<Response<v1::ListServicesResponse>, Status> {
+        self.may_read(&request)?;
+        Ok(Response::new(self.edge.registry.list_services()))
+    }
+
+    async fn list_routes(&self, request: Request<v1::ListRoutesRequest>) -> Result<Response<v1::ListRoutesResponse>, Status> {
+        self.may_read(&request)?;
+        Ok(Response::new(self.edge.registry.list_routes(request.get_ref())))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        self.may_read(&request)?;
+        Ok(Response::new(self.edge.explain(request.get_ref())?))
+    }
+}

@@ -235,7 +235,7 @@ fn grant_for<'c>(config: &'c Config, service: &ServiceName) -> Option<&'c Grant>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -263,7 +263,8 @@ mod tests {
         }
     }
 
-    fn config() -> Config {
+    /// Three grants and a token of each role; loopback and 10/8 may talk.
+    pub(crate) fn config() -> Config {
         let token = |(name, role): (&str, Role)| Token { name: name.into(), role, digests: vec![digest("old"), digest(name)] };
         Config {
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -16,6 +16,7 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod json;
+pub mod limits;
 pub mod listener;
 pub mod monitor;
 pub mod refusal;
