@@ -1,1 +1,258 @@
-//! (not written yet)
+//! Why a request would go where it goes, by the functions of the real path (DESIGN §4).
+//!
+//! Here: the steps of the gateway in its order, and the words for each. Not here: any decision of
+//! its own.
+
+use std::{net::IpAddr, sync::Arc};
+
+use furt_proto::{path::canonical, v1};
+use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, SnapshotId};
+
+use crate::{
+    auth::{self, Denied, Keys, Presented},
+    balance::{self, Tier},
+    local::{Local, local},
+    table::{Access, Lookup, Route},
+    view::{Service, View},
+};
+
+/// Most candidates that are told.
+const MAX_CANDIDATES: usize = 100;
+
+/// Thinks a request through without sending it. `now`: nanoseconds of the data plane's clock, as for
+/// `balance::tier`; `now_unix`: seconds since 1970.
+///
+/// A key that is bound to addresses is taken to come from one of them; the words say so.
+pub fn explain(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64) -> v1::ExplainResponse {
+    let mut answer =
+        v1::ExplainResponse { snapshot: Some(SnapshotId { epoch: view.epoch.to_string(), version: view.version }), ..Default::default() };
+    answer.outcome = Some(decide(view, request, now, now_unix, &mut answer));
+    answer
+}
+
+fn outcome(status: u32, code: &str) -> Outcome {
+    Outcome { status, code: code.into() }
+}
+
+/// The steps of a request, in the gateway's order; what each says goes into `answer`.
+fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, answer: &mut v1::ExplainResponse) -> Outcome {
+    let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
+    let Ok(path) = canonical(path) else { return outcome(400, "MALFORMED_REQUEST") };
+    answer.canonical_path = path.to_string();
+    let presented = if request.key_name.is_empty() { Presented::Nothing } else { Presented::Named(&request.key_name) };
+    if let Some(local) = local(&path) {
+        return own(view, local, request, presented, now_unix, answer);
+    }
+    let host = host_of(&request.host);
+    let found = view.table.find(&host, &request.method, &path);
+    answer.candidates = candidates(view, request, &host, &path, &found);
+    let route = match found {
+        Lookup::Found(route) => route,
+        // Before the first snapshot nothing can be said of any path.
+        _ if !view.is_ready() => return outcome(503, "SERVICE_UNAVAILABLE"),
+        Lookup::MethodNotAllowed(_) => return outcome(405, "METHOD_NOT_ALLOWED"),
+        Lookup::NotFound => return outcome(404, "NOT_FOUND"),
+    };
+    let service = view.service(route.slot);
+    answer.route = Some(service_route(route, service.map(|service| &**service), now));
+    if let Err(refused) = key(&route.access, view, request, presented, now_unix, answer) {
+        return refused;
+    }
+    answer.instances = service.map(|service| instances(service, route, now)).unwrap_or_default();
+    if answer.instances.iter().any(|instance| instance.eligible) { outcome(0, "FORWARD") } else { outcome(503, "SERVICE_UNAVAILABLE") }
+}
+
+/// What furt answers itself.
+fn own(
+    view: &View,
+    local: Local,
+    request: &v1::ExplainRequest,
+    presented: Presented<'_>,
+    now_unix: i64,
+    answer: &mut v1::ExplainResponse,
+) -> Outcome {
+    match local {
+        Local::Health | Local::Live | Local::Ready => outcome(200, "LOCAL"),
+        Local::AuthStatus => {
+            key(&Access::AnyKey, view, request, presented, now_unix, answer).err().unwrap_or_else(|| outcome(200, "LOCAL"))
+        }
+        Local::Internal | Local::Reserved => outcome(404, "NOT_FOUND"),
+    }
+}
+
+/// The verdict on the key, or the answer it leads to.
+fn key(
+    access: &Access,
+    view: &View,
+    request: &v1::ExplainRequest,
+    presented: Presented<'_>,
+    now_unix: i64,
+    answer: &mut v1::ExplainResponse,
+) -> Result<(), Outcome> {
+    let verdict = auth::admit(access, &view.keys, presented, welcome_address(&view.keys, &request.key_name), now_unix);
+    let networks = view.keys.by_name(&request.key_name).map(|caller| caller.allowed_ips.to_string()).filter(|text| !text.is_empty());
+    let from = networks.map(|networks| format!(", from {networks} only")).unwrap_or_default();
+    let reason = match (&verdict, access) {
+        (Ok(None), _) if request.key_name.is_empty() => "the route is public, no key is needed".into(),
+        (Ok(None), _) => "the route is public, the key is not valid and ignored".into(),
+        (Ok(Some(_)), Access::Public) => format!("the route is public, the key is named to the service{from}"),
+        (Ok(Some(_)), Access::Permission(permission)) => format!("the key has {permission}{from}"),
+        (Ok(Some(_)), _) => format!("any valid key will do{from}"),
+        (Err(Denied::NoKey), _) => "a key is needed and none is sent".into(),
+        (Err(Denied::UnknownKey), _) => "no key has this name".into(),
+        (Err(Denied::Expired), _) => "the key has expired".into(),
+        (Err(Denied::IpNotAllowed), _) => "the key may not be used from there".into(),
+        (Err(Denied::Forbidden), Access::Permission(permission)) => format!("the key lacks {permission}"),
+        (Err(Denied::Forbidden), _) => "the key lacks the permission".into(),
+        (Err(Denied::Unusable), Access::Unusable(reason)) => format!("the route is not understood: {reason}"),
+        (Err(Denied::Unusable), _) => "the key is not understood".into(),
+    };
+    answer.key = Some(KeyVerdict { name: request.key_name.clone(), allowed: verdict.is_ok(), reason });
+    verdict.map(drop).map_err(|denied| match denied {
+        Denied::NoKey | Denied::UnknownKey | Denied::Expired => outcome(401, "UNAUTHORIZED"),
+        Denied::IpNotAllowed => outcome(403, "IP_NOT_ALLOWED"),
+        Denied::Forbidden => outcome(403, "FORBIDDEN"),
+        Denied::Unusable => outcome(503, "SERVICE_UNAVAILABLE"),
+    })
+}
+
+/// An address that the key may be used from.
+fn welcome_address(keys: &Keys, name: &str) -> Option<IpAddr> {
+    keys.by_name(name)?.allowed_ips.iter().next().map(|network| network.addr())
+}
+
+/// Every route whose pattern matches: those that fit in the order in which they would win, then the others.
+fn candidates(view: &View, request: &v1::ExplainRequest, host: &str, path: &str, found: &Lookup<'_>) -> Vec<Candidate> {
+    let winner = match found {
+        Lookup::Found(route) => Some(*route),
+        _ => None,
+    };
+    let mut all: Vec<(Fit, &Arc<Route>)> =
+        view.table.candidates(path).into_iter().map(|route| (fit(route, host, &request.method), route)).collect();
+    // `candidates` has static before registered and specific before wide already; a stable sort keeps that.
+    all.sort_by(|(one_fit, one), (two_fit, two)| {
+        let place = |route: &Route| (!route.is_static, route.host.closeness());
+        (one_fit.is_no(), place(one).0)
+            .cmp(&(two_fit.is_no(), place(two).0))
+            .then(one.pattern.specificity(&two.pattern))
+            .then(place(two).1.cmp(&place(one).1))
+            .then(one_fit.cmp(two_fit))
+    });
+    all.truncate(MAX_CANDIDATES);
+    all.into_iter().map(|(fit, route)| candidate(route, fit, winner)).collect()
+}
+
+/// How a route fits host and method, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Method,
+    GetForHead,
+    AnyMethod,
+    OtherMethod,
+    OtherHost,
+}
+
+impl Fit {
+    fn is_no(self) -> bool {
+        matches!(self, Self::OtherMethod | Self::OtherHost)
+    }
+}
+
+fn fit(route: &Route, host: &str, method: &str) -> Fit {
+    match route.method.as_str() {
+        _ if !route.host.fits(host) => Fit::OtherHost,
+        own if own == method => Fit::Method,
+        "GET" if method == "HEAD" => Fit::GetForHead,
+        "*" => Fit::AnyMethod,
+        _ => Fit::OtherMethod,
+    }
+}
+
+fn candidate(route: &Arc<Route>, fit: Fit, winner: Option<&Arc<Route>>) -> Candidate {
+    let won = winner.is_some_and(|winner| Arc::ptr_eq(winner, route));
+    let reason = match (fit, winner) {
+        (Fit::OtherHost, _) => "other host".into(),
+        (Fit::OtherMethod, _) => "other method".into(),
+        (_, Some(winner)) if won => won_by(winner, fit).into(),
+        (_, Some(winner)) if winner.is_static && !route.is_static => "a static route wins".into(),
+        (_, Some(winner)) if winner.pattern.specificity(&route.pattern).is_lt() => format!("{} is more specific", winner.pattern),
+        (_, Some(winner)) if winner.host.closeness() > route.host.closeness() => "a route with a closer host wins".into(),
+        (_, Some(winner)) if winner.method != route.method => format!("the method {} is closer", winner.method),
+        _ => "another route of the same host, method and pattern wins".into(),
+    };
+    Candidate {
+        service: route.service.to_string(),
+        host: route.host.to_string(),
+        method: route.method.to_string(),
+        pattern: route.pattern.to_string(),
+        permission: permission(route),
+        r#static: route.is_static,
+        won,
+        reason,
+    }
+}
+
+fn won_by(route: &Route, fit: Fit) -> &'static str {
+    match (route.is_static, fit) {
+        (true, _) => "the best static route that fits",
+        (_, Fit::GetForHead) => "the best that fits; GET answers HEAD",
+        _ => "the best that fits host, method and path",
+    }
+}
+
+fn permission(route: &Route) -> String {
+    match &route.access {
+        Access::Permission(permission) => permission.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn service_route(route: &Route, service: Option<&Service>, now: u64) -> v1::ServiceRoute {
+    let declared = |service: &'_ Service| service.instances.iter().filter(|instance| route.declared_by(instance.number)).cloned().collect();
+    let declared: Vec<_> = service.map(declared).unwrap_or_default();
+    v1::ServiceRoute {
+        service: route.service.to_string(),
+        host: route.host.to_string(),
+        method: route.method.to_string(),
+        path: route.pattern.to_string(),
+        permission: permission(route),
+        public: route.access == Access::Public,
+        r#static: route.is_static,
+        active: declared.iter().any(|instance| balance::tier(instance, route, now).is_ok()),
+        instances: if route.is_static { Vec::new() } else { declared.iter().map(|instance| instance.id.to_string()).collect() },
+        timeout: route.timeout.map(furt_proto::time::format_duration).unwrap_or_default(),
+    }
+}
+
+/// Every instance of the service: only those of the best tier get the request.
+fn instances(service: &Service, route: &Route, now: u64) -> Vec<InstanceVerdict> {
+    let tiers: Vec<_> = service.instances.iter().map(|instance| balance::tier(instance, route, now)).collect();
+    let best = tiers.iter().flatten().min().copied();
+    let verdict = |(instance, tier): (&Arc<crate::view::Instance>, &Result<Tier, &'static str>)| {
+        let reason = match tier {
+            Err(reason) => reason,
+            Ok(tier) if Some(*tier) != best => "only when no better instance can serve",
+            Ok(Tier::Up) if service.is_static => "a static route is not probed",
+            Ok(Tier::Up) => "up",
+            Ok(Tier::Doubtful) => "not known to be up, but no instance is",
+            Ok(Tier::Aside) => "a connect failed lately, but no better instance can serve",
+        };
+        InstanceVerdict {
+            id: instance.id.to_string(),
+            url: instance.url.to_string(),
+            status: instance.status.as_str().into(),
+            eligible: tier.is_ok_and(|tier| Some(tier) == best),
+            reason: reason.into(),
+        }
+    };
+    service.instances.iter().zip(&tiers).map(verdict).collect()
+}
+
+/// A Host as the gateway reads it: lower case, without port.
+fn host_of(text: &str) -> String {
+    let end = match text.rfind(':') {
+        Some(at) if text[at + 1..].bytes().all(|byte| byte.is_ascii_digit()) && !text[..at].ends_with(':') => at,
+        _ => text.len(),
+    };
+    text[..end].to_ascii_lowercase()
+}

@@ -1,1 +1,132 @@
-//! (not written yet)
+//! `GET /health`: the body that monitors read, from the view (seed §5, DESIGN §6).
+//!
+//! Here: its fields and their order, who sees how much, and the cache that bounds its cost.
+//! Not here: health decisions, headers.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use furt_proto::{network::Networks, time::rfc3339};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use crate::{
+    config::HealthDetail,
+    view::{Instance, Report, Service, Status, View},
+};
+
+/// From how many services on the body is rendered at most once in [`FRESH`].
+const CACHED_FROM: usize = 100;
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Whether a client sees all of it. `forwarded`: the request has a forwarding header, so its peer is
+/// a proxy and not who asks.
+pub fn sees_all(detail: HealthDetail, inside: &Networks, client: Option<IpAddr>, forwarded: bool) -> bool {
+    match detail {
+        HealthDetail::Full => true,
+        HealthDetail::Names => false,
+        HealthDetail::Auto => !forwarded && client.is_some_and(|client| inside.contains(client)),
+    }
+}
+
+/// The body: `status`, `service`, `version`, `services` in this order. `full`: with urls, times and
+/// instances, and after the seed's fields `snapshot_version` and, when degraded, `issues`.
+pub fn body(view: &View, full: bool) -> Bytes {
+    let issues: &[&str] = if view.is_ready() { &[] } else { &["no snapshot from the control plane yet"] };
+    let status = if issues.is_empty() { "healthy" } else { "degraded" };
+    let mut out = format!(r#"{{"status":"{status}","service":"furt","version":"{}","services":{{"#, env!("CARGO_PKG_VERSION"));
+    let mut services = view.services();
+    services.retain(|service| !service.is_static);
+    for (index, service) in services.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(&Value::from(&*service.name).to_string());
+        out.push(':');
+        out.push_str(&Value::Object(entry(view, service, full)).to_string());
+    }
+    out.push('}');
+    if full {
+        out.push_str(&format!(r#","snapshot_version":{}"#, view.version));
+        if !issues.is_empty() {
+            out.push_str(&format!(r#","issues":{}"#, Value::from(issues)));
+        }
+    }
+    out.push('}');
+    out.into()
+}
+
+/// One service: its best instance, and all of them when there are several.
+fn entry(view: &View, service: &Service, full: bool) -> Map<String, Value> {
+    let report = |instance: &Instance| view.report(service.slot, instance.number);
+    // Of equals the first registered, so that the answer does not flicker.
+    let best = service.instances.iter().min_by_key(|instance| rank(instance.status));
+    let Some(best) = best else {
+        return Map::from_iter([("status".to_owned(), Status::Down.as_str().into())]);
+    };
+    if !full {
+        return Map::from_iter([("status".to_owned(), best.status.as_str().into())]);
+    }
+    let mut fields = instance_fields(best, report(best));
+    if service.instances.len() > 1 {
+        let each = service.instances.iter().map(|instance| {
+            let mut fields = Map::from_iter([("id".to_owned(), Value::from(&*instance.id))]);
+            fields.extend(instance_fields(instance, report(instance)));
+            Value::Object(fields)
+        });
+        fields.insert("instances".into(), each.collect());
+    }
+    fields
+}
+
+fn rank(status: Status) -> u8 {
+    match status {
+        Status::Up => 0,
+        Status::Unknown => 1,
+        Status::Down => 2,
+    }
+}
+
+fn instance_fields(instance: &Instance, report: Option<&Report>) -> Map<String, Value> {
+    let mut fields = Map::new();
+    fields.insert("status".into(), instance.status.as_str().into());
+    fields.insert("url".into(), instance.url.as_str().into());
+    let last_ping = report.map(|report| report.last_ping_unix_ms).filter(|ms| *ms != 0);
+    fields.insert("last_ping".into(), last_ping.map_or(Value::Null, |ms| rfc3339(ms).into()));
+    if let Some(ms) = report.and_then(|report| report.response_time_ms) {
+        fields.insert("response_time_ms".into(), ms.into());
+    }
+    if let Some(failures) = report.map(|report| report.consecutive_failures).filter(|failures| *failures != 0) {
+        fields.insert("consecutive_failures".into(), failures.into());
+    }
+    for (name, set) in [("parked", instance.parked), ("suspect", instance.suspect), ("drained", instance.drained)] {
+        if set {
+            fields.insert(name.into(), true.into());
+        }
+    }
+    fields
+}
+
+/// Bodies rendered lately, so that asking often does not cost in the number of services.
+#[derive(Debug, Default)]
+pub struct HealthCache([Mutex<Option<(Instant, Bytes)>>; 2]);
+
+impl HealthCache {
+    /// The body; of more than a hundred services up to a second old.
+    pub fn body(&self, view: &View, full: bool, now: Instant) -> Bytes {
+        if view.registered() <= CACHED_FROM {
+            return body(view, full);
+        }
+        let [names, all] = &self.0;
+        // Rendered under the lock: whoever asks meanwhile waits for this one instead of rendering too.
+        let mut kept = (if full { all } else { names }).lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((rendered, body)) if now.duration_since(*rendered) < FRESH => body.clone(),
+            _ => kept.insert((now, body(view, full))).1.clone(),
+        }
+    }
+}

@@ -4,7 +4,13 @@
 //! change and shares the rest with the view before. `Current` holds the one in force.
 //! Not here: how snapshots arrive, what is done with a request.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use arc_swap::{ArcSwap, Cache};
 use furt_proto::{url::UpstreamUrl, v1};
@@ -205,9 +211,12 @@ impl View {
     }
 }
 
-/// The view in force: the one place where a change becomes visible.
+/// The view in force: the one place where a change becomes visible. Clones are the same place.
 #[derive(Debug, Clone)]
-pub struct Current(Arc<ArcSwap<View>>);
+pub struct Current {
+    view: Arc<ArcSwap<View>>,
+    refused: Arc<AtomicU64>,
+}
 
 /// One worker's way to the view in force; see [`Current::cache`].
 pub type CurrentCache = Cache<Arc<ArcSwap<View>>, Arc<View>>;
@@ -215,22 +224,32 @@ pub type CurrentCache = Cache<Arc<ArcSwap<View>>, Arc<View>>;
 impl Current {
     /// Starts with a view.
     pub fn new(view: View) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(view)))
+        Self { view: Arc::new(ArcSwap::from_pointee(view)), refused: Arc::default() }
     }
 
     /// The view in force. Load it once per request and use it to its end.
     pub fn load(&self) -> Arc<View> {
-        self.0.load_full()
+        self.view.load_full()
     }
 
     /// For one worker: asks whether the view changed, and touches no shared counter when it did not.
     pub fn cache(&self) -> CurrentCache {
-        Cache::new(self.0.clone())
+        Cache::new(self.view.clone())
     }
 
     /// Makes a view the one in force.
     pub fn install(&self, view: View) {
-        self.0.store(Arc::new(view));
+        self.view.store(Arc::new(view));
+    }
+
+    /// Counts a snapshot that was not installed.
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many snapshots were not installed.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 }
 
