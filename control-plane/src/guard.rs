@@ -64,8 +64,7 @@ fn host(config: &Config, head: &Parts) -> Result<Option<Authority>, Refusal> {
 
 /// An address cannot be rebound by a foreign DNS; names have to be furt's own.
 fn is_known(config: &Config, authority: &Authority) -> bool {
-    let port_ok = authority.port().is_none_or(|port| port.as_str().is_empty() || authority.port_u16().is_some());
-    if authority.as_str().contains('@') || !port_ok {
+    if authority.as_str().contains('@') || port(authority, 80).is_none() {
         return false;
     }
     let host = authority.host();
@@ -103,8 +102,14 @@ fn is_origin_of(origin: &str, host: &Authority) -> bool {
         _ => return false,
     };
     let Ok(origin) = rest.parse::<Authority>() else { return false };
-    let port = |authority: &Authority| authority.port_u16().unwrap_or(default_port);
-    origin.host().eq_ignore_ascii_case(host.host()) && port(&origin) == port(host)
+    let same_host = origin.host().eq_ignore_ascii_case(host.host());
+    same_host && port(&origin, default_port).is_some_and(|own| port(host, default_port) == Some(own))
+}
+
+/// The port, or the scheme's own when none is written; `None` when what is written is no port.
+fn port(authority: &Authority, default: u16) -> Option<u16> {
+    let written = authority.as_str().rsplit_once(authority.host()).map_or("", |(_, rest)| rest);
+    if matches!(written, "" | ":") { Some(default) } else { authority.port_u16() }
 }
 
 #[cfg(test)]

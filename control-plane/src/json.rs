@@ -11,11 +11,10 @@ use furt_proto::v1;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::refusal::{Code, Fault};
+use crate::registration::MAX_ROUTES;
 
 /// Faults that one answer tells in full; the rest are counted.
 pub const MAX_FAULTS: usize = 100;
-/// Routes that are looked at; more are refused by their number alone (DESIGN §4, rule 6).
-const MAX_ROUTES: usize = 1_000;
 /// A longer unknown name gets no hint: it is no slip of the fingers.
 const MAX_HINTED: usize = 40;
 

@@ -15,7 +15,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use furt_proto::v1;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, header};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -248,7 +248,9 @@ impl Server {
             Err(refusal) => {
                 warn!(peer = %address.ip(), code = %refusal.code(), reason = %refusal, request_id = request_id.as_str(),
                     "request refused by the internal listener");
-                body::discard(&head.headers, body).await;
+                if head.version < Version::HTTP_2 {
+                    body::discard(&head.headers, body).await;
+                }
                 if is_grpc { status(refusal.into()) } else { paths::refused(&refusal, &request_id) }
             }
             Ok(()) => {
@@ -353,3 +355,6 @@ impl HttpBody for Ending {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;
