@@ -190,3 +190,113 @@ fn verify(caller: &Arc<Caller>, client: Option<IpAddr>, now_unix: i64) -> Result
     let from_here = caller.allowed_ips.is_empty() || client.is_some_and(|client| caller.allowed_ips.contains(client));
     if from_here { Ok(caller) } else { Err(Denied::IpNotAllowed) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn key(name: &str, change: impl FnOnce(&mut v1::Key)) -> v1::Key {
+        let mut key = v1::Key {
+            name: name.into(),
+            sha256: vec![Sha256::digest(format!("secret of {name}")).to_vec()],
+            permissions: vec!["comments:*".into()],
+            ..Default::default()
+        };
+        change(&mut key);
+        key
+    }
+
+    fn keys(keys: Vec<v1::Key>) -> Keys {
+        Keys::compile(&v1::KeySet { keys, digest: 0 }, &Keys::default())
+    }
+
+    fn write() -> Access {
+        Access::Permission("comments:write".parse().unwrap())
+    }
+
+    fn check(keys: &Keys, access: &Access, secret: &str, client: &str, expected: Result<Option<&str>, Denied>) {
+        let presented = if secret.is_empty() { Presented::Nothing } else { Presented::Secret(secret.as_bytes()) };
+        let said = admit(access, keys, presented, client.parse().ok(), NOW).map(|caller| caller.map(|caller| &*caller.name));
+        assert_eq!(said, expected, "{access:?} {secret:?} {client:?}");
+    }
+
+    #[test]
+    fn the_key_then_the_address_then_the_permission_decide() {
+        let keys = keys(vec![
+            key("site", |_| {}),
+            key("inside", |key| key.allowed_ips = vec!["10.0.0.0/8".into()]),
+            key("reader", |key| key.permissions = vec!["comments:read".into()]),
+            key("old", |key| key.expires_unix = NOW),
+            key("soon", |key| key.expires_unix = NOW + 1),
+        ]);
+        check(&keys, &write(), "", "", Err(Denied::NoKey));
+        check(&keys, &write(), "secret of nobody", "", Err(Denied::UnknownKey));
+        check(&keys, &write(), "secret of old", "", Err(Denied::Expired));
+        check(&keys, &write(), "secret of soon", "", Ok(Some("soon")));
+        check(&keys, &write(), "secret of inside", "10.1.2.3", Ok(Some("inside")));
+        check(&keys, &write(), "secret of inside", "::ffff:10.1.2.3", Ok(Some("inside")));
+        check(&keys, &write(), "secret of inside", "11.1.2.3", Err(Denied::IpNotAllowed));
+        check(&keys, &write(), "secret of inside", "", Err(Denied::IpNotAllowed));
+        check(&keys, &write(), "secret of reader", "", Err(Denied::Forbidden));
+        check(&keys, &Access::AnyKey, "secret of reader", "", Ok(Some("reader")));
+        check(&keys, &Access::AnyKey, "", "", Err(Denied::NoKey));
+    }
+
+    #[test]
+    fn a_public_route_names_a_valid_key_and_ignores_any_other() {
+        let keys = keys(vec![
+            key("site", |_| {}),
+            key("inside", |key| key.allowed_ips = vec!["10.0.0.0/8".into()]),
+            key("old", |key| key.expires_unix = 1),
+        ]);
+        for (secret, expected) in
+            [("", None), ("secret of site", Some("site")), ("wrong", None), ("secret of old", None), ("secret of inside", None)]
+        {
+            check(&keys, &Access::Public, secret, "192.0.2.1", Ok(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_never_open() {
+        let odd: [fn(&mut v1::Key); 5] = [
+            |key| key.permissions.push("comments:*:odd".into()),
+            |key| key.allowed_ips = vec!["everywhere".into()],
+            |key| key.rate_limit = "some".into(),
+            |key| key.sha256.push(vec![1, 2, 3]),
+            |key| key.allowed_ips = vec!["10.0.0.0/8".into(), "odd".into()],
+        ];
+        for change in odd {
+            let keys = keys(vec![key("odd", change)]);
+            check(&keys, &Access::AnyKey, "secret of odd", "10.0.0.1", Err(Denied::Unusable));
+            check(&keys, &Access::Public, "secret of odd", "10.0.0.1", Ok(None));
+        }
+        let keys = keys(vec![key("site", |_| {})]);
+        let access = Access::Unusable("odd".into());
+        check(&keys, &access, "secret of site", "10.0.0.1", Err(Denied::Unusable));
+        check(&keys, &access, "", "", Err(Denied::Unusable));
+    }
+
+    #[test]
+    fn two_secrets_of_a_rotation_are_one_caller_and_names_find_it() {
+        let keys = keys(vec![key("site", |key| key.sha256.push(Sha256::digest("new").to_vec()))]);
+        let by = |secret: &[u8]| keys.identify(secret).map(|caller| caller.name.to_string());
+        assert_eq!((by(b"new"), by(b"secret of site"), by(b"")), (Some("site".into()), Some("site".into()), None));
+        let named = admit(&write(), &keys, Presented::Named("site"), None, NOW).unwrap();
+        assert!(Arc::ptr_eq(named.unwrap(), keys.by_name("site").unwrap()));
+        assert_eq!(admit(&write(), &keys, Presented::Named("other"), None, NOW).map(drop), Err(Denied::UnknownKey));
+    }
+
+    #[test]
+    fn a_limiter_lives_as_long_as_name_and_rate() {
+        let with = |rate: &str| v1::KeySet { keys: vec![key("site", |key| key.rate_limit = rate.into())], digest: 0 };
+        let limiter = |keys: &Keys| keys.by_name("site").unwrap().limiter.clone();
+        let first = Keys::compile(&with("10/min"), &Keys::default());
+        let same = Keys::compile(&with("10/min"), &first);
+        assert!(Arc::ptr_eq(&limiter(&first).unwrap(), &limiter(&same).unwrap()));
+        let faster = Keys::compile(&with("20/min"), &same);
+        assert!(!Arc::ptr_eq(&limiter(&same).unwrap(), &limiter(&faster).unwrap()));
+        assert!(limiter(&Keys::compile(&with(""), &faster)).is_none());
+    }
+}

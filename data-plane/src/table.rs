@@ -350,3 +350,6 @@ impl Methods {
         at.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,11 @@ use http::HeaderValue;
 use crate::{auth::Keys, balance::InstanceState, map::Map, metrics::ServiceMetrics, table::Table};
 
 mod compile;
+#[cfg(test)]
+pub(crate) mod model;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 pub use compile::{ApplyError, apply};
 

@@ -363,10 +363,13 @@ impl Build {
         }
         let old = std::mem::take(&mut self.view.parts.fixed);
         self.take_routes(&old.routes);
-        let mut stays: HashMap<&str, &Arc<Service>> = old.services.iter().map(|service| (&*service.name, service)).collect();
+        let mut stays: HashMap<&str, Vec<&Arc<Service>>> = HashMap::new();
+        for service in &old.services {
+            stays.entry(&service.name).or_default().push(service);
+        }
         let mut fixed = Fixed::default();
         for route in &set.routes {
-            let base = match stays.remove(&*route.name) {
+            let base = match stays.get_mut(&*route.name).and_then(Vec::pop) {
                 Some(service) => same(service),
                 None => self.new_service(&route.name, true),
             };
@@ -377,7 +380,7 @@ impl Build {
             }
             fixed.services.push(service);
         }
-        for gone in stays.into_values() {
+        for gone in stays.into_values().flatten() {
             self.free(gone);
         }
         self.put_routes(&fixed.routes);
