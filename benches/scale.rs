@@ -57,15 +57,16 @@ fn main() -> Outcome<()> {
         let growth = furt.one_more()?;
         let Size { services, routes_each } = furt.size;
         println!(
-            "| {services} | {} | {:.2} | {:.0} | {} | {} | {} |",
+            "| {services} | {} | {:.2} | {:.0} | {} | {} | {} | {} |",
             services * routes_each,
             furt.registered_in.as_secs_f64(),
             furt.resident_mib()?,
             spread(&growth.live_ms),
-            growth.versions,
-            growth.compiled,
+            growth.after.versions,
+            growth.after.services,
+            growth.after.routes,
         );
-        compiled_one &= growth.compiled > 0 && growth.compiled <= growth.versions;
+        compiled_one &= growth.after.services <= growth.after.versions && growth.after.routes == REGISTRATIONS as u64;
         live.push(median(&growth.live_ms));
     }
 
@@ -115,8 +116,17 @@ fn spread(values: &[f64]) -> String {
 /// What registering [`REGISTRATIONS`] services more took and did.
 struct Growth {
     live_ms: Vec<f64>,
+    after: Compiled,
+}
+
+/// Counters of the process, or their growth.
+struct Compiled {
+    /// Changes published: registrations, and transitions of health.
     versions: u64,
-    compiled: u64,
+    /// Services of which a part was compiled for them.
+    services: u64,
+    /// Routes put into the table for them.
+    routes: u64,
 }
 
 /// A running `furt run`, killed when dropped.
@@ -174,7 +184,7 @@ impl Furt {
 
     /// Registers services one at a time and asks for their route as soon as the answer is there.
     fn one_more(&mut self) -> Outcome<Growth> {
-        let (version, compiled) = self.counters()?;
+        let before = self.counters()?;
         let mut caller = connect(self.public)?;
         let mut live_ms = Vec::new();
         for number in 0..REGISTRATIONS {
@@ -192,8 +202,13 @@ impl Furt {
             live_ms.push(sent.elapsed().as_secs_f64() * 1e3);
         }
         self.all_up(self.size.services + REGISTRATIONS)?;
-        let (version_after, compiled_after) = self.counters()?;
-        Ok(Growth { live_ms, versions: version_after - version, compiled: compiled_after - compiled })
+        let after = self.counters()?;
+        let after = Compiled {
+            versions: after.versions - before.versions,
+            services: after.services - before.services,
+            routes: after.routes - before.routes,
+        };
+        Ok(Growth { live_ms, after })
     }
 
     /// CPU time of the process for one request, in microseconds; the paths go round the routes of so many services.
@@ -254,14 +269,17 @@ impl Furt {
         }
     }
 
-    /// The version that is installed, and how many services were compiled since the start.
-    fn counters(&mut self) -> Outcome<(u64, u64)> {
+    fn counters(&mut self) -> Outcome<Compiled> {
         let metrics = self.metrics()?;
         let value = |name: &str| {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.and_then(|value| value.parse::<u64>().ok()).ok_or(format!("no metric {name}"))
         };
-        Ok((value("furt_snapshot_version")?, value("furt_services_compiled_total")?))
+        Ok(Compiled {
+            versions: value("furt_snapshot_version")?,
+            services: value("furt_services_compiled_total")?,
+            routes: value("furt_routes_compiled_total")?,
+        })
     }
 
     fn metrics(&mut self) -> Outcome<String> {
