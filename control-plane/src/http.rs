@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, Query, RawPathParams, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use axum::response::Response;
@@ -153,7 +154,10 @@ impl FromRequestParts<Arc<Edge>> for Call {
                 }
                 Ok(call)
             }
-            Err(_) => Err(call.respond(Err(Refusal::one(Code::Malformed, "the path cannot be decoded as UTF-8")))),
+            Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => {
+                Err(call.respond(Err(Refusal::one(Code::Malformed, "the path cannot be decoded as UTF-8"))))
+            }
+            Err(_) => Ok(call), // No path was matched: `CONNECT host:port` and `OPTIONS *` have none.
         }
     }
 }

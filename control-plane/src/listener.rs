@@ -129,8 +129,17 @@ impl Internal {
         Self::bind_within(registry, observer, Limits::default()).await
     }
 
+    /// [`Internal::bind`] over a socket that is bound already, for whoever must know its port before there is a registry.
+    pub fn on(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>) -> io::Result<Self> {
+        Self::on_within(socket, registry, observer, Limits::default())
+    }
+
     async fn bind_within(registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
         let socket = TcpListener::bind(registry.config().listen).await?;
+        Self::on_within(socket, registry, observer, limits)
+    }
+
+    fn on_within(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
         let edge = Arc::new(Edge { registry, observer, bodies: body::Reader::default() });
         let (grpc, health) = grpc::router(Arc::clone(&edge)).map_err(io::Error::other)?;
         let http = paths::router(Arc::clone(&edge));

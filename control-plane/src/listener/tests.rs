@@ -244,6 +244,18 @@ async fn a_body_is_read_to_a_mebibyte_and_no_further() {
 }
 
 #[tokio::test]
+async fn heads_are_bounded() {
+    let furt = World::start().await;
+    let long = format!("X-Long: {}", "x".repeat(MAX_HEAD));
+    let many: Vec<String> = (0..200).map(|index| format!("X-{index}: 1")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for headers in [&[long.as_str()][..], &many] {
+        let answer = furt.send("GET /health", headers, "").await;
+        assert_eq!(answer.status(), 431, "{}", answer.0);
+    }
+}
+
+#[tokio::test]
 async fn silence_and_slow_heads_are_closed() {
     let limits = Limits { head: Duration::from_millis(100), ..Limits::default() };
     let furt = World::with(config(), limits).await;
@@ -294,6 +306,11 @@ async fn paths_and_methods_that_are_not_there_say_so() {
     assert_eq!(answer.header("allow"), Some("GET,HEAD,DELETE"));
     furt.get("/internal/services/nobody").await.is_refused(404, "NOT_FOUND");
     furt.get("/internal/services/%ff").await.is_refused(400, "MALFORMED_REQUEST");
+    for odd in ["CONNECT localhost:7810", "OPTIONS *"] {
+        furt.send(odd, &["Host: localhost:7810"], "").await.is_refused(404, "NOT_FOUND");
+    }
+    let head = furt.send("HEAD /health", &[], "").await;
+    assert_eq!((head.status(), head.body()), (200, ""));
     let web = furt.send("POST /furt.v1.RegistryService/ListServices", &["Content-Type: application/grpc-web"], "").await;
     web.is_refused(404, "NOT_FOUND");
 }
