@@ -1,1 +1,338 @@
-//! (not written yet)
+//! May this peer register this? The rules of DESIGN §4, every fault at once.
+//!
+//! Here: allow list, grant, paths, permissions, addresses, routes that others hold. Pure: whoever asks
+//! brings what is known. Not here: rates (`limits`), shape (`registration`), name lookups (`resolve`).
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use furt_proto::{
+    names::ServiceName,
+    pattern::Segment,
+    permission::covered,
+    url::UpstreamUrl,
+    v1,
+};
+
+use crate::{
+    claims::{Claim, Claims, method_covers, methods_meet},
+    config::{Config, Grant},
+    identity::Peer,
+    refusal::{Code, Fault},
+    registration::{Draft, Protocol, RouteKey},
+};
+
+/// Most warnings of one answer.
+const MAX_WARNINGS: usize = 20;
+/// Trie nodes that looking for warnings may visit for one registration: about a millisecond.
+const WARNING_BUDGET: u64 = 20_000;
+/// What furt answers itself, on every host.
+const RESERVED: [&str; 3] = ["health", "auth", "internal"];
+
+/// The rules as furt.conf has them, made once.
+#[derive(Debug)]
+pub struct Admission {
+    config: Arc<Config>,
+    grants: HashMap<ServiceName, usize>,
+    default_grant: Option<usize>,
+    statics: Claims<Arc<str>>,
+}
+
+/// What a name stood for when it was looked up: its addresses, or why there are none.
+pub type Resolved = Result<Vec<IpAddr>, String>;
+
+/// What furt listens on, and which addresses are this machine's.
+pub trait Machine {
+    /// Whether furt has a listener on this port.
+    fn listens_on(&self, port: u16) -> bool;
+    /// Whether the address is one of this machine's own.
+    fn owns(&self, address: IpAddr) -> bool;
+}
+
+/// What admission asks about the services that are registered.
+pub trait Held {
+    /// Who holds which route.
+    fn claims(&self) -> &Claims<ServiceName>;
+    /// Whether all instances of a service are parked.
+    fn is_parked(&self, service: &ServiceName) -> bool;
+    /// Instances of a service that are not parked, this one left out.
+    fn others_awake(&self, service: &ServiceName, instance: &str) -> usize;
+    /// Whether this instance is there and not parked.
+    fn is_awake(&self, service: &ServiceName, instance: &str) -> bool;
+}
+
+impl Admission {
+    /// The rules of a configuration.
+    pub fn new(config: Arc<Config>) -> Self {
+        let mut statics = Claims::default();
+        for route in &config.published.static_routes {
+            for method in &route.methods {
+                let key = RouteKey { pattern: route.pattern.clone(), host: route.host.clone(), method: method.clone() };
+                statics.insert(&key, route.name.clone());
+            }
+        }
+        let named = config.grants.iter().enumerate().filter_map(|(index, grant)| Some((grant.service.clone()?, index)));
+        let default_grant = config.grants.iter().position(|grant| grant.service.is_none());
+        Self { grants: named.collect(), default_grant, statics, config }
+    }
+
+    /// The grant of a service: its own, or the default one.
+    pub fn grant(&self, service: &ServiceName) -> Option<&Grant> {
+        let index = self.grants.get(service).copied().or(self.default_grant)?;
+        self.config.grants.get(index)
+    }
+
+    /// Rule 1, as far as it needs no grant: nothing else is looked at for a peer that may not register at all.
+    pub fn peer(&self, peer: &Peer) -> Result<IpAddr, Fault> {
+        let refused = |message: String| Fault::new("", Code::RegistrationRefused, message);
+        let Some(address) = peer.address else { return Err(refused("the peer has no address".into())) };
+        if !self.config.allow_registration_from.contains(address) {
+            return Err(refused(format!("{address} is not in allow_registration_from")));
+        }
+        Ok(address.to_canonical())
+    }
+
+    /// Rules 1, 2, 3 and 5: what the grant says of the peer, the routes and the url. Needs no lock.
+    pub fn granted(&self, peer: &Peer, address: IpAddr, draft: &Draft, resolved: Option<&Resolved>, machine: &impl Machine) -> Vec<Fault> {
+        let mut faults = unsupported(draft);
+        let Some(service) = &draft.service else { return faults };
+        let Some(grant) = self.grant(service) else {
+            faults.push(Fault::new("service", Code::PermissionNotGranted, no_grant(service, draft, address)));
+            return faults;
+        };
+        faults.extend(self.registrar(grant, peer, address, service));
+        for (index, route) in draft.routes.iter().enumerate() {
+            let mut refuse = |name: &str, message: String| {
+                faults.push(Fault::new(format!("routes[{index}].{name}"), Code::PermissionNotGranted, message));
+            };
+            if let (Some(pattern), Some(paths)) = (&route.pattern, &grant.paths)
+                && !paths.iter().any(|path| path.covers(pattern))
+            {
+                refuse("path", format!("{pattern} is outside the paths granted to {service}: {}", list(paths)));
+            }
+            if let Some(host) = route.host.as_ref().filter(|host| **host != Default::default())
+                && !grant.hosts.iter().any(|granted| granted.covers(host))
+            {
+                refuse("host", format!("{host} is outside the hosts granted to {service}: {}", list(&grant.hosts)));
+            }
+            if let Some(permission) = &route.permission
+                && !covered(&grant.permissions, permission)
+            {
+                refuse("permission", format!("{permission} is outside the permissions granted to {service}: {}", list(&grant.permissions)));
+            }
+            if route.public && !grant.allow_public {
+                refuse("public", format!("{service} may not have public routes; its grant would need allow_public = true"));
+            }
+        }
+        if let (Some(url), Some(resolved)) = (&draft.url, resolved) {
+            faults.extend(self.addresses(service, address, url, resolved, machine).into_iter());
+        }
+        faults
+    }
+
+    fn registrar(&self, grant: &Grant, peer: &Peer, address: IpAddr, service: &ServiceName) -> Option<Fault> {
+        let refused = |message: String| Some(Fault::new("", Code::RegistrationRefused, message));
+        let operator = peer.bears_operator_token(&self.config);
+        if let Some(from) = &grant.from
+            && !from.contains(address)
+            && !operator
+        {
+            return refused(format!("{address} may not register {service}; its grant says from = {from}"));
+        }
+        if !grant.tokens.is_empty() && !peer.bears(&grant.tokens) && !operator {
+            return refused(match peer.bearer {
+                None => format!("{service} registers with its token, sent as Authorization: Bearer TOKEN"),
+                Some(_) => format!("the token sent is not the one of {service}"),
+            });
+        }
+        None
+    }
+
+    /// Rule 5 for the addresses that a url stands for. Also asked anew whenever a name is looked up again.
+    pub fn addresses(&self, service: &ServiceName, peer: IpAddr, url: &UpstreamUrl, resolved: &Resolved, machine: &impl Machine) -> Option<Fault> {
+        let never = |message: String| Some(Fault::new("url", Code::Validation, message));
+        let addresses = match resolved {
+            Ok(addresses) if !addresses.is_empty() => addresses,
+            Ok(_) => return never(format!("{} has no address", url.host())),
+            Err(error) => return never(format!("{} could not be looked up: {error}", url.host())),
+        };
+        for address in addresses.iter().map(IpAddr::to_canonical) {
+            if let Some(kind) = never_an_upstream(address) {
+                return never(format!("{} is {address}, which is {kind}", url.host()));
+            }
+            if machine.listens_on(url.port()) && (address.is_loopback() || machine.owns(address)) {
+                return never(format!("{address}:{} is furt itself", url.port()));
+            }
+            let (inside, allowed) = match self.grant(service).and_then(|grant| grant.upstreams.as_ref()) {
+                Some(upstreams) => (upstreams.contains(address), format!("its grant says upstreams = {upstreams}")),
+                None => {
+                    let own = address == peer || (address.is_loopback() && peer.is_loopback());
+                    (own, format!("without upstreams in its grant that is the registering peer's own address, {peer}"))
+                }
+            };
+            if !inside {
+                let message = format!("{address} is not where {service} may be; {allowed}");
+                return Some(Fault::new("url", Code::PermissionNotGranted, message));
+            }
+        }
+        None
+    }
+
+    /// Rules 2 (count) and 4: what others hold. The part that has to be asked in one breath with the change.
+    pub fn unclaimed(&self, draft: &Draft, held: &impl Held) -> (Vec<Fault>, Vec<v1::Warning>) {
+        let mut faults = Vec::new();
+        let mut warnings = Warnings { found: Vec::new(), budget: WARNING_BUDGET };
+        let Some(service) = &draft.service else { return (faults, warnings.found) };
+        let grant = self.grant(service);
+        if let (Some(grant), Some(instance)) = (grant, &draft.instance) {
+            let others = held.others_awake(service, instance.as_str());
+            if others >= grant.max_instances && !held.is_awake(service, instance.as_str()) {
+                let message = format!("{service} has {others} instances already; its grant says max_instances = {}", grant.max_instances);
+                faults.push(Fault::new("instance", Code::PermissionNotGranted, message));
+            }
+        }
+        let paths_are_named = grant.is_some_and(|grant| grant.paths.is_some());
+        for (index, key) in draft.routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.key()?))) {
+            match self.conflict(service, &key, paths_are_named, held) {
+                Some(message) => faults.push(Fault::new(format!("routes[{index}].path"), Code::RouteConflict, message)),
+                None => warnings.look(&self.statics, held.claims(), service, &key),
+            }
+        }
+        (faults, warnings.found)
+    }
+
+    fn conflict(&self, service: &ServiceName, key: &RouteKey, paths_are_named: bool, held: &impl Held) -> Option<String> {
+        if let Some(Segment::Literal(first)) = key.pattern.segments().next()
+            && RESERVED.contains(&first)
+        {
+            return Some(format!("{key}: /{first} and what is below it is furt's own"));
+        }
+        let whole = self.statics.covering(key, |_, host, method, _| host.covers(&key.host) && method_covers(method, &key.method));
+        if let Some(Claim { key: theirs, holder }) = whole {
+            return Some(format!("{key} is covered by {theirs}, the route \"{holder}\" of furt.conf, which always wins"));
+        }
+        let held_by = |claim: Claim<ServiceName>, how: &str| {
+            let Claim { key: theirs, holder } = claim;
+            let free = match held.is_parked(&holder) {
+                true => format!(
+                    "; {holder} is down and its pings have stopped: `furt deregister {holder}` or DELETE /internal/services/{holder} frees it"
+                ),
+                false => String::new(),
+            };
+            format!("{key} {how} {theirs}, held by {holder}{free}")
+        };
+        let claims = held.claims();
+        if let Some(claim) = claims.same(key, Some(service)) {
+            return Some(held_by(claim, "is the same as"));
+        }
+        if paths_are_named {
+            return None;
+        }
+        // A closer host on the very same pattern is an overlap like any other; its grant names that host.
+        let inside = claims.covering(key, |pattern, _, method, holder| {
+            holder != service && methods_meet(method, &key.method) && pattern != key.pattern.as_str()
+        });
+        inside.map(|claim| format!("{}; a grant that names paths for it would allow it", held_by(claim, "lies inside")))
+    }
+}
+
+/// What this version's data plane cannot speak yet, in the one place to lift it.
+fn unsupported(draft: &Draft) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if draft.url.as_ref().is_some_and(UpstreamUrl::tls) {
+        let message = "https upstreams are not supported by this version; register an http url";
+        faults.push(Fault::new("url", Code::Validation, message));
+    }
+    if draft.protocol == Some(Protocol::H2) {
+        let message = "h2 upstreams are not supported by this version; register with protocol http1";
+        faults.push(Fault::new("protocol", Code::Validation, message));
+    }
+    faults
+}
+
+/// Addresses that no grant makes an upstream (DESIGN §4, rule 5).
+fn never_an_upstream(address: IpAddr) -> Option<&'static str> {
+    match address {
+        // 0.0.0.0/8 is "this host on this network" (RFC 1122 §3.2.1.3); Linux connects 0.0.0.0 to itself.
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("unspecified"),
+        IpAddr::V4(v4) if v4.is_link_local() => Some("link-local"),
+        IpAddr::V4(v4) if v4.is_multicast() || v4 == Ipv4Addr::BROADCAST => Some("multicast"),
+        IpAddr::V6(v6) if v6.is_unspecified() => Some("unspecified"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("link-local"),
+        IpAddr::V6(v6) if v6.is_multicast() => Some("multicast"),
+        _ => None,
+    }
+}
+
+/// No grant: the lines of furt.conf that would allow just this.
+fn no_grant(service: &ServiceName, draft: &Draft, peer: IpAddr) -> String {
+    let mut permissions: Vec<_> = draft.routes.iter().filter_map(|route| route.permission.as_ref()).map(ToString::to_string).collect();
+    let mut paths: Vec<_> = draft.routes.iter().filter_map(|route| route.pattern.as_ref()).map(ToString::to_string).collect();
+    let mut hosts: Vec<_> = draft.routes.iter().filter_map(|route| route.host.as_ref()).map(ToString::to_string).collect();
+    hosts.retain(|host| !host.is_empty());
+    // A comma would end the entry of a list; such a path is left for a person to grant.
+    paths.retain(|path| !path.contains([',', ';', '"']));
+    let mut lines = format!("there is no grant for {service}; to allow this registration, add to furt.conf:\n[service \"{service}\"]");
+    for (name, values) in [("permissions", &mut permissions), ("paths", &mut paths), ("hosts", &mut hosts)] {
+        values.sort();
+        values.dedup();
+        if !values.is_empty() {
+            lines.push_str(&format!("\n{name} = {}", values.join(", ")));
+        }
+    }
+    let literal = draft.url.as_ref().and_then(UpstreamUrl::address);
+    if let Some(address) = literal.filter(|address| *address != peer && !(address.is_loopback() && peer.is_loopback())) {
+        lines.push_str(&format!("\nupstreams = {address}"));
+    }
+    if draft.routes.iter().any(|route| route.public) {
+        lines.push_str("\nallow_public = true");
+    }
+    lines
+}
+
+fn list(values: &[impl ToString]) -> String {
+    if values.is_empty() {
+        return "none".into();
+    }
+    let mut shown: Vec<_> = values.iter().take(10).map(ToString::to_string).collect();
+    if values.len() > shown.len() {
+        shown.push("…".into());
+    }
+    shown.join(", ")
+}
+
+/// Overlaps worth a look, and what looking may still cost.
+struct Warnings {
+    found: Vec<v1::Warning>,
+    budget: u64,
+}
+
+impl Warnings {
+    fn look(&mut self, statics: &Claims<Arc<str>>, claims: &Claims<ServiceName>, service: &ServiceName, key: &RouteKey) {
+        let room = MAX_WARNINGS - self.found.len();
+        if room == 0 || self.budget == 0 {
+            return;
+        }
+        for claim in statics.meeting(key, None, room, &mut self.budget) {
+            let with = format!("{} of furt.conf (\"{}\")", claim.key, claim.holder);
+            let message = format!("{} meets {}, the route \"{}\" of furt.conf, which wins where both match", key, claim.key, claim.holder);
+            self.add(key, with, message);
+        }
+        let room = MAX_WARNINGS - self.found.len();
+        if room == 0 {
+            return;
+        }
+        for claim in claims.meeting(key, Some(service), room, &mut self.budget) {
+            let with = format!("{} of {}", claim.key, claim.holder);
+            let message = format!("{} meets {}, held by {}; the more specific wins where both match", key, claim.key, claim.holder);
+            self.add(key, with, message);
+        }
+    }
+
+    fn add(&mut self, key: &RouteKey, with: String, message: String) {
+        self.found.push(v1::Warning { code: "ROUTES_OVERLAP".into(), route: key.to_string(), with, message });
+    }
+}

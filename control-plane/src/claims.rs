@@ -108,13 +108,13 @@ impl<H: Clone + PartialEq> Claims<H> {
         Some(Claim { key: RouteKey { method: method.clone(), ..key.clone() }, holder: holder.clone() })
     }
 
-    /// The first route for which `wanted` holds among those whose pattern covers that of `key`, itself included.
-    pub fn covering(&self, key: &RouteKey, mut wanted: impl FnMut(&RouteHost, &RouteMethod, &H) -> bool) -> Option<Claim<H>> {
+    /// The first route for which `wanted` (asked with pattern, host, method and holder) holds among those whose pattern covers that of `key`, itself included.
+    pub fn covering(&self, key: &RouteKey, mut wanted: impl FnMut(&str, &RouteHost, &RouteMethod, &H) -> bool) -> Option<Claim<H>> {
         let segments: Vec<_> = key.pattern.segments().collect();
         let mut walk = Walk { path: String::new(), left: u64::MAX, work: 0 };
         let found = self.root.covering(&segments, &mut walk, &mut |pattern, hosts| {
             for (host, methods) in fitting_hosts(hosts, &key.host) {
-                if let Some((method, holder)) = methods.iter().find(|(method, holder)| wanted(host, method, holder)) {
+                if let Some((method, holder)) = methods.iter().find(|(method, holder)| wanted(pattern, host, method, holder)) {
                     return claim(pattern, host, method, holder).map_or(ControlFlow::Continue(()), ControlFlow::Break);
                 }
             }
@@ -365,7 +365,7 @@ mod tests {
             let same = others().any(|(key, _)| key.pattern == asked.pattern && key.host == asked.host);
             prop_assert_eq!(claims.same(&asked, Some(&own)).is_some(), same);
             let covers = others().any(|(key, _)| key.pattern.covers(&asked.pattern) && key.host.meets(&asked.host));
-            let covering = claims.covering(&asked, |_, method, holder| *holder != own && methods_meet(method, &asked.method));
+            let covering = claims.covering(&asked, |_, _, method, holder| *holder != own && methods_meet(method, &asked.method));
             prop_assert_eq!(covering.is_some(), covers, "{:?}", covering);
             let mut meets: Vec<_> = others().filter(|(key, _)| key.pattern.meets(&asked.pattern) && key.host.meets(&asked.host)).cloned().collect();
             let mut meeting: Vec<_> =

@@ -1,1 +1,566 @@
-//! (not written yet)
+//! Every registered service: records, the probe schedule, and what of them is published. Pure; takes `now`.
+//!
+//! Here: what a registration, a probe or a farewell changes. Not here: whether it is allowed (`admission`),
+//! clocks, locks, logs. Withdrawn is not removed: routes stay owned and published while their instances are down.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use furt_proto::names::{InstanceId, ServiceName};
+use tokio::time::Instant;
+
+use crate::{
+    admission::Held,
+    claims::Claims,
+    health::{self, Effect, Health, Outcome, Policy, State},
+    publication::Publication,
+    records::{Change, Instance, LastPing, Service, Transition},
+    refusal::{Code, Refusal},
+    registration::Registration,
+};
+
+/// A registration that was admitted, with all that applying it needs.
+#[derive(Debug)]
+pub struct Admitted {
+    /// What was registered.
+    pub registration: Arc<Registration>,
+    /// The checked addresses of its url.
+    pub addresses: Vec<SocketAddr>,
+    /// Who registered it.
+    pub peer: IpAddr,
+    /// The id it gets if it is a new start.
+    pub registration_id: Arc<str>,
+}
+
+/// When something happens, on both clocks: decisions use the first, display the second.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// For decisions.
+    pub now: Instant,
+    /// For display, milliseconds since 1970.
+    pub unix_ms: i64,
+}
+
+/// What a registration did.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// Renewed, updated or started.
+    pub change: Change,
+    /// Which registration holds now.
+    pub registration_id: Arc<str>,
+    /// The state of the instance.
+    pub state: State,
+    /// The version now.
+    pub version: u64,
+    /// The version that carries this service: what a data plane must have installed to serve it.
+    pub carried_by: u64,
+    /// Set when it woke a parked instance.
+    pub transition: Option<Transition>,
+}
+
+/// A probe that is due. Its answer counts only for the registration it was taken for.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    /// Whose.
+    pub service: ServiceName,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// What it registered: url, health endpoint, protocol.
+    pub registration: Arc<Registration>,
+    /// Where to connect, in order.
+    pub addresses: Arc<[SocketAddr]>,
+    /// Names the registration.
+    pub registration_id: Arc<str>,
+    /// Instances with the same host in their url; what its share of the probes is sized from.
+    pub host_instances: usize,
+    number: u32,
+    generation: u64,
+    extra: bool,
+}
+
+/// What a probe saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// 2xx within the timeout, after so long.
+    Answered(Duration),
+    /// Anything else, as a sentence.
+    Missed(String),
+    /// furt could not ask: no descriptor, no local address, a stalled runtime. No miss.
+    Unable(String),
+}
+
+/// What recording a probe changed.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// Misses in a row after it.
+    pub misses: u32,
+    /// Set when the state changed.
+    pub transition: Option<Transition>,
+}
+
+/// How long until a probe that furt could not make is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The most that the schedule adds to or takes from an interval.
+const JITTER: f64 = 0.1;
+
+/// All services.
+#[derive(Debug)]
+pub struct Services {
+    pub(crate) policy: Policy,
+    services: BTreeMap<ServiceName, Service>,
+    claims: Claims<ServiceName>,
+    publication: Publication,
+    /// By when it is due and, for two at one instant, by number.
+    schedule: BTreeMap<(Instant, u32), (ServiceName, InstanceId)>,
+    by_host: HashMap<String, usize>,
+    instances: usize,
+    /// Numbers of instances, unique among all services and never used again, not even by a service of the same name.
+    last_number: u32,
+    /// Counts registrations that changed something; the newest governs a route.
+    last_order: u64,
+    last_report: u64,
+    reports: BTreeMap<u64, (ServiceName, InstanceId)>,
+}
+
+impl Services {
+    /// None yet.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            services: BTreeMap::new(),
+            claims: Claims::default(),
+            publication: Publication::default(),
+            schedule: BTreeMap::new(),
+            by_host: HashMap::new(),
+            instances: 0,
+            last_number: 0,
+            last_order: 0,
+            last_report: 0,
+            reports: BTreeMap::new(),
+        }
+    }
+
+    /// A service.
+    pub fn get(&self, name: &str) -> Option<&Service> {
+        self.services.get(name)
+    }
+    /// Every service from a name on, in the order of names.
+    pub fn from(&self, after: Option<&ServiceName>) -> impl Iterator<Item = (&ServiceName, &Service)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.services.range::<ServiceName, _>((after.map_or(Unbounded, Excluded), Unbounded))
+    }
+    /// How many instances there are.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+    /// What is published.
+    pub fn publication(&self) -> &Publication {
+        &self.publication
+    }
+    /// What is published, for the parts that are not services.
+    pub fn publication_mut(&mut self) -> &mut Publication {
+        &mut self.publication
+    }
+
+    /// What registering would do, without doing it: the change, the id it would answer and the state.
+    pub fn preview(&self, registration: &Registration) -> (Change, Arc<str>, State) {
+        match self.instance(&registration.service, registration.instance.as_str()) {
+            Some(instance) => match instance.change_to(registration) {
+                Change::Started => (Change::Started, instance.registration_id.clone(), Health::default().state),
+                change => (change, instance.registration_id.clone(), instance.health.state),
+            },
+            None => (Change::Started, "".into(), Health::default().state),
+        }
+    }
+
+    /// Applies what was admitted. The same again is a renewal: it touches no health, but wakes a parked instance and
+    /// makes the probe of one that is not UP due at once.
+    pub fn register(&mut self, admitted: Admitted, at: Moment) -> Applied {
+        let name = admitted.registration.service.clone();
+        let id = admitted.registration.instance.clone();
+        let existing = self.instance(&name, id.as_str());
+        let change = existing.map_or(Change::Started, |instance| instance.change_to(&admitted.registration));
+        let transition = match change {
+            Change::Started => {
+                self.start(admitted, at);
+                None
+            }
+            Change::Updated | Change::Renewed => self.renew(admitted, change, at),
+        };
+        let version = self.publication.version();
+        let instance = self.instance(&name, id.as_str());
+        Applied {
+            change,
+            registration_id: instance.map_or_else(|| "".into(), |instance| instance.registration_id.clone()),
+            state: instance.map_or(Health::default().state, |instance| instance.health.state),
+            version,
+            carried_by: self.publication.version_of(&name),
+            transition,
+        }
+    }
+
+    fn start(&mut self, admitted: Admitted, at: Moment) {
+        let name = admitted.registration.service.clone();
+        let id = admitted.registration.instance.clone();
+        self.last_number = self.last_number.wrapping_add(1).max(1);
+        self.last_order += 1;
+        self.count_host(admitted.registration.url.host(), 1);
+        let mut instance = Instance::new(admitted, self.last_number, self.last_order, at);
+        let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name.clone()));
+        let before = service.instances.remove(&id);
+        if let Some(before) = before {
+            instance.inherit(&before, at);
+            self.unlist(&before);
+        }
+        self.instances += 1;
+        self.schedule.insert((at.now, instance.number), (name.clone(), id.clone()));
+        instance.scheduled_at = Some(at.now);
+        if let Some(service) = self.services.get_mut(&name) {
+            service.instances.insert(id.clone(), instance);
+        }
+        self.forgettable_again(&name);
+        self.note_report(&name, &id);
+        self.routes_changed(&name);
+    }
+
+    /// A parked instance that was kept as its service's last is none any more.
+    fn forgettable_again(&mut self, name: &ServiceName) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        for instance in service.instances.values_mut().filter(|instance| instance.scheduled_at.is_none()) {
+            reschedule(&mut self.schedule, name, instance, &self.policy);
+        }
+    }
+
+    fn renew(&mut self, admitted: Admitted, change: Change, at: Moment) -> Option<Transition> {
+        let (name, id) = (admitted.registration.service.clone(), admitted.registration.instance.clone());
+        let order = self.last_order + 1;
+        let instance = instance_mut(&mut self.services, &name, &id)?;
+        let routes_differ = instance.registration.routes != admitted.registration.routes;
+        let mut publish = change == Change::Updated;
+        if instance.addresses[..] != admitted.addresses[..] {
+            instance.addresses = admitted.addresses.into();
+            publish = true;
+        }
+        instance.peer = admitted.peer;
+        if change == Change::Updated {
+            instance.registration = admitted.registration;
+        }
+        if routes_differ {
+            instance.order = order;
+            self.last_order = order;
+        }
+        let woken = self.wake_instance(&name, &id, at, false);
+        if routes_differ {
+            self.routes_changed(&name);
+        } else if publish || woken.is_some() {
+            self.instances_changed(&name);
+        }
+        woken
+    }
+
+    /// Takes one instance out, or the whole service. A `registration_id` that is not the current one is refused.
+    pub fn deregister(&mut self, name: &ServiceName, id: Option<&InstanceId>, registration_id: &str) -> Result<Vec<InstanceId>, Refusal> {
+        let unknown = |what: String| Refusal::one(Code::NotFound, format!("{what} is not registered"));
+        let service = self.services.get(name).ok_or_else(|| unknown(name.to_string()))?;
+        let Some(id) = id else {
+            let ids: Vec<_> = service.instances.keys().cloned().collect();
+            self.take_out(name, &ids);
+            return Ok(ids);
+        };
+        let instance = service.instances.get(id).ok_or_else(|| unknown(format!("instance {id} of {name}")))?;
+        if !registration_id.is_empty() && *instance.registration_id != *registration_id {
+            let message = format!("instance {id} of {name} has registered anew since; its registration is {}", instance.registration_id);
+            return Err(Refusal::one(Code::StaleRegistration, message));
+        }
+        self.take_out(name, std::slice::from_ref(id));
+        Ok(vec![id.clone()])
+    }
+
+    fn take_out(&mut self, name: &ServiceName, ids: &[InstanceId]) {
+        for id in ids {
+            let removed = self.services.get_mut(name).and_then(|service| service.instances.remove(id));
+            if let Some(removed) = removed {
+                self.unlist(&removed);
+            }
+        }
+        self.routes_changed(name);
+    }
+
+    /// Makes the probes of a service, or of one instance, due now, and wakes parked ones.
+    pub fn wake(&mut self, name: &ServiceName, id: Option<&InstanceId>, at: Moment) -> Result<Vec<(InstanceId, Option<Transition>)>, Refusal> {
+        let unknown = |what: String| Refusal::one(Code::NotFound, format!("{what} is not registered"));
+        let service = self.services.get(name).ok_or_else(|| unknown(name.to_string()))?;
+        let ids: Vec<_> = service.instances.keys().filter(|other| id.is_none_or(|id| id == *other)).cloned().collect();
+        if let (Some(id), []) = (id, &ids[..]) {
+            return Err(unknown(format!("instance {id} of {name}")));
+        }
+        let woken: Vec<_> = ids
+            .into_iter()
+            .map(|id| {
+                let transition = self.wake_instance(name, &id, at, true);
+                (id, transition)
+            })
+            .collect();
+        self.instances_changed(name);
+        Ok(woken)
+    }
+
+    /// A parked instance gets its schedule back; of others the next probe is due now, of UP ones when `even_up`.
+    fn wake_instance(&mut self, name: &ServiceName, id: &InstanceId, at: Moment, even_up: bool) -> Option<Transition> {
+        let instance = instance_mut(&mut self.services, name, id)?;
+        let parked = instance.health.state.is_parked();
+        let transition = instance.step(&self.policy, Outcome::Woken, at, at.now, "registered again or asked to be probed");
+        // Under way already is as good as due now.
+        if !parked && (even_up || !instance.health.state.is_up()) && instance.in_flight.is_none() {
+            instance.extra_due = Some(at.now);
+        }
+        reschedule(&mut self.schedule, name, instance, &self.policy);
+        transition
+    }
+
+    /// An instance that live traffic speaks against. Nothing happens when it was another registration.
+    pub fn suspect(&mut self, name: &str, number: u32, registration_id: &str, at: Moment) -> Option<InstanceId> {
+        let service = self.services.get_mut(name)?;
+        let name = service.name.clone();
+        let (id, instance) = service.instances.iter_mut().find(|(_, instance)| instance.number == number)?;
+        if *instance.registration_id != *registration_id || instance.health.suspicion.is_some() {
+            return None;
+        }
+        let id = id.clone();
+        instance.step(&self.policy, Outcome::Suspected, at, at.now, "suspected");
+        instance.health.suspicion?;
+        reschedule(&mut self.schedule, &name, instance, &self.policy);
+        self.instances_changed(&name);
+        Some(id)
+    }
+
+    /// When the next probe (or the forgetting of a parked instance) is due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.schedule.first_key_value().map(|((due, _), _)| *due)
+    }
+
+    /// The next thing due by `now`: a probe to make, or an instance that was forgotten.
+    pub fn take_due(&mut self, now: Instant) -> Option<Due> {
+        let entry = self.schedule.first_entry()?;
+        if entry.key().0 > now {
+            return None;
+        }
+        let (name, id) = entry.remove();
+        let service = self.services.get_mut(&name)?;
+        let lonely = service.instances.len() == 1;
+        let instance = service.instances.get_mut(&id)?;
+        instance.scheduled_at = None;
+        if instance.forget_at(&self.policy).is_some_and(|forget| forget <= now) {
+            // Never a service's last instance: its routes would be anybody's.
+            if lonely {
+                return Some(Due::Kept);
+            }
+            self.take_out(&name, std::slice::from_ref(&id));
+            return Some(Due::Forgotten(name, id));
+        }
+        let Some(extra) = instance.take_probe(now) else { return Some(Due::Kept) };
+        let host_instances = self.by_host.get(instance.registration.url.host()).copied().unwrap_or(1);
+        Some(Due::Probe(Ticket {
+            service: name,
+            instance: id,
+            registration: instance.registration.clone(),
+            addresses: instance.addresses.clone(),
+            registration_id: instance.registration_id.clone(),
+            host_instances,
+            number: instance.number,
+            generation: instance.generation,
+            extra,
+        }))
+    }
+
+    /// What a probe saw that began at `began`. `None` when it cannot speak for the registration that holds now.
+    /// `jitter` is -1 to 1 and moves the next scheduled probe by up to a tenth of the interval.
+    pub fn record(&mut self, ticket: &Ticket, seen: &Seen, began: Instant, at: Moment, jitter: f64) -> Option<Recorded> {
+        let instance = instance_mut(&mut self.services, &ticket.service, &ticket.instance)?;
+        if instance.number != ticket.number || instance.in_flight != Some(ticket.generation) {
+            return None;
+        }
+        instance.in_flight = None;
+        let (outcome, cause, response_time) = match (seen, ticket.extra) {
+            (Seen::Answered(took), false) => (Outcome::Answered, "answered", Some(*took)),
+            (Seen::Answered(took), true) => (Outcome::ExtraAnswered, "answered", Some(*took)),
+            (Seen::Missed(why), false) => (Outcome::Missed, why.as_str(), None),
+            (Seen::Missed(why), true) => (Outcome::ExtraMissed, why.as_str(), None),
+            (Seen::Unable(_), extra) => {
+                let due = if extra { &mut instance.extra_due } else { &mut instance.due };
+                *due = Some(at.now + AGAIN);
+                reschedule(&mut self.schedule, &ticket.service, instance, &self.policy);
+                return Some(Recorded { misses: instance.health.state.misses(), transition: None });
+            }
+        };
+        let before = instance.published_state();
+        // Scheduled probes run from start to start; extra ones wait from the end, since a timeout may be the longer.
+        let from = if ticket.extra { at.now } else { began };
+        let transition = instance.step(&self.policy, outcome, at, from, cause);
+        instance.jitter(&self.policy, from, jitter, JITTER);
+        let error = if let Seen::Missed(why) = seen { why.as_str().into() } else { "".into() };
+        instance.last_ping = Some(LastPing { unix_ms: at.unix_ms, response_time, error });
+        let recorded = Recorded { misses: instance.health.state.misses(), transition };
+        let changed = instance.published_state() != before;
+        reschedule(&mut self.schedule, &ticket.service, instance, &self.policy);
+        self.note_report(&ticket.service, &ticket.instance);
+        if changed {
+            self.instances_changed(&ticket.service);
+        }
+        Some(recorded)
+    }
+
+    /// New checked addresses of a url that is a name, found by looking it up again.
+    pub fn set_addresses(&mut self, name: &ServiceName, id: &InstanceId, registration_id: &str, addresses: Vec<SocketAddr>) -> bool {
+        let Some(instance) = instance_mut(&mut self.services, name, id) else { return false };
+        if *instance.registration_id != *registration_id || instance.addresses[..] == addresses[..] {
+            return false;
+        }
+        instance.addresses = addresses.into();
+        self.instances_changed(name);
+        true
+    }
+
+    /// Reports newer than a cursor, oldest first, each with its own cursor: at most `limit`.
+    pub fn reports(&self, after: u64, limit: usize) -> impl Iterator<Item = (u64, &ServiceName, &Instance)> {
+        let newer = self.reports.range(after.saturating_add(1)..).take(limit);
+        newer.filter_map(|(cursor, (name, id))| Some((*cursor, name, self.instance(name, id.as_str())?)))
+    }
+    /// The cursor of the newest report.
+    pub fn last_report(&self) -> u64 {
+        self.last_report
+    }
+
+    fn instance(&self, name: &ServiceName, id: &str) -> Option<&Instance> {
+        self.services.get(name)?.instances.get(id)
+    }
+
+    fn note_report(&mut self, name: &ServiceName, id: &InstanceId) {
+        let Some(instance) = instance_mut(&mut self.services, name, id) else { return };
+        self.last_report += 1;
+        self.reports.remove(&instance.report);
+        instance.report = self.last_report;
+        self.reports.insert(self.last_report, (name.clone(), id.clone()));
+    }
+
+    /// Forgets what is kept about an instance outside its service.
+    fn unlist(&mut self, instance: &Instance) {
+        if let Some(at) = instance.scheduled_at {
+            self.schedule.remove(&(at, instance.number));
+        }
+        self.reports.remove(&instance.report);
+        self.count_host(instance.registration.url.host(), -1);
+        self.instances -= 1;
+    }
+
+    fn count_host(&mut self, host: &str, by: isize) {
+        match self.by_host.get_mut(host) {
+            Some(count) => *count = count.saturating_add_signed(by),
+            None => drop(self.by_host.insert(host.to_owned(), by.max(0).unsigned_abs())),
+        }
+        if self.by_host.get(host) == Some(&0) {
+            self.by_host.remove(host);
+        }
+    }
+
+    /// Brings claims and publication in line with a service whose instances or routes changed.
+    fn routes_changed(&mut self, name: &ServiceName) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let (gone, new) = service.merge_routes();
+        for key in gone {
+            self.claims.remove(&key);
+        }
+        for key in new {
+            self.claims.insert(&key, name.clone());
+        }
+        if service.instances.is_empty() {
+            self.services.remove(name);
+            self.publication.remove(name);
+        } else {
+            self.publication.publish([service.route_set(), service.instance_set()]);
+        }
+    }
+
+    fn instances_changed(&mut self, name: &ServiceName) {
+        if let Some(service) = self.services.get(name) {
+            self.publication.publish([service.instance_set()]);
+        }
+    }
+}
+
+/// What [`Services::take_due`] took.
+#[derive(Debug)]
+pub enum Due {
+    /// A probe to make.
+    Probe(Ticket),
+    /// A parked instance was taken out after `forget_parked_after`.
+    Forgotten(ServiceName, InstanceId),
+    /// A parked instance is its service's last, so it stays: nothing to do.
+    Kept,
+}
+
+fn instance_mut<'s>(services: &'s mut BTreeMap<ServiceName, Service>, name: &ServiceName, id: &InstanceId) -> Option<&'s mut Instance> {
+    services.get_mut(name)?.instances.get_mut(id)
+}
+
+fn reschedule(schedule: &mut BTreeMap<(Instant, u32), (ServiceName, InstanceId)>, name: &ServiceName, instance: &mut Instance, policy: &Policy) {
+    let next = instance.next_due(policy);
+    if next == instance.scheduled_at {
+        return;
+    }
+    if let Some(at) = instance.scheduled_at {
+        schedule.remove(&(at, instance.number));
+    }
+    instance.scheduled_at = next;
+    if let Some(at) = next {
+        schedule.insert((at, instance.number), (name.clone(), instance.registration.instance.clone()));
+    }
+}
+
+impl Held for Services {
+    fn claims(&self) -> &Claims<ServiceName> {
+        &self.claims
+    }
+    fn is_parked(&self, service: &ServiceName) -> bool {
+        self.services.get(service).is_some_and(|service| service.instances.values().all(|instance| instance.health.state.is_parked()))
+    }
+    fn others_awake(&self, service: &ServiceName, instance: &str) -> usize {
+        let awake = |(id, other): (&InstanceId, &Instance)| id.as_str() != instance && !other.health.state.is_parked();
+        self.services.get(service).map_or(0, |service| service.instances.iter().filter(|entry| awake(*entry)).count())
+    }
+    fn is_awake(&self, service: &ServiceName, instance: &str) -> bool {
+        self.instance(service, instance).is_some_and(|instance| !instance.health.state.is_parked())
+    }
+}
+
+impl Instance {
+    /// One step of the machine, with its effects on the probes, the uptime and the history. `from` is what intervals
+    /// run from.
+    fn step(&mut self, policy: &Policy, outcome: Outcome, at: Moment, from: Instant, cause: &str) -> Option<Transition> {
+        self.uptime.advance(at.now, self.health.state);
+        let was = self.health;
+        let (next, effects) = health::step(policy, was, outcome, from);
+        self.health = next;
+        for effect in effects {
+            match effect {
+                Effect::ProbeAt(due) => self.due = Some(due.max(at.now)),
+                Effect::ExtraAt(due) => self.extra_due = Some(due.max(at.now)),
+                Effect::Park => (self.due, self.parked_at) = (None, Some(at.now)),
+                // Whether it serves is published as its state.
+                Effect::Restore | Effect::Withdraw => {}
+            }
+        }
+        if next.suspicion.is_none() {
+            self.extra_due = None;
+        }
+        if !next.state.is_parked() {
+            self.parked_at = None;
+        }
+        let changed = was.state.name() != next.state.name() || was.state.is_parked() != next.state.is_parked();
+        changed.then(|| self.note_transition(was.state, next.state, at, cause))
+    }
+}
