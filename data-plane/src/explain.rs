@@ -256,3 +256,122 @@ fn host_of(text: &str) -> String {
     };
     text[..end].to_ascii_lowercase()
 }
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::view::{
+        apply,
+        model::{Model, fixed, instance, route},
+    };
+
+    fn key(name: &str, permissions: &str) -> v1::Key {
+        let permissions = vec![permissions.to_owned()];
+        v1::Key { name: name.into(), sha256: vec![Sha256::digest(name).to_vec()], permissions, ..Default::default() }
+    }
+
+    /// sagjan is up, obr is down, forum is open to all, mail is written in furt.conf.
+    fn view() -> View {
+        let mut model = Model::new("e");
+        let comments = ["POST /api/comments/* permission=comments:write", "GET /api/comments/* permission=comments:read"];
+        model.service("sagjan", &[comments[0], comments[1], "GET /api/comments/*/reply"]);
+        model.routes("obr", vec![route("* /obr/* by=0,1"), route("GET /odd permission=*")]);
+        model.instances("obr", vec![instance(0, "DOWN"), v1::SnapshotInstance { parked: true, ..instance(1, "DOWN") }]);
+        model.routes("forum", vec![route("GET /* public by=0,1"), route("GET /forum host=f.org public by=1")]);
+        model.instances("forum", vec![instance(0, "UP"), instance(1, "UNKNOWN")]);
+        model.fixed(vec![fixed("mail", "POST /v1/mail permission=mail:send")]);
+        let bound = v1::Key { allowed_ips: vec!["10.0.0.0/8".into()], ..key("bound", "*") };
+        let old = v1::Key { expires_unix: 1, ..key("old", "*") };
+        model.keys(vec![key("site", "comments:*"), key("reader", "comments:read"), bound, old]);
+        apply(&View::empty(1), model.whole()).unwrap()
+    }
+
+    fn ask(view: &View, method: &str, path: &str, host: &str, key: &str) -> v1::ExplainResponse {
+        let request = v1::ExplainRequest { method: method.into(), path: path.into(), host: host.into(), key_name: key.into() };
+        explain(view, &request, 0, 1_700_000_000)
+    }
+
+    fn said(answer: &v1::ExplainResponse) -> String {
+        let outcome = answer.outcome.as_ref().unwrap();
+        format!("{} {}", outcome.status, outcome.code)
+    }
+
+    #[test]
+    fn the_outcome_is_what_the_gateway_would_answer() {
+        let view = view();
+        let check = |method: &str, path: &str, key: &str, expected: &str| {
+            assert_eq!(said(&ask(&view, method, path, "", key)), expected, "{method} {path} {key}");
+        };
+        check("GET", "/api/comments/a?x=%2F", "site", "0 FORWARD");
+        check("HEAD", "/api/comments/a", "site", "0 FORWARD");
+        check("GET", "/api/../a", "site", "400 MALFORMED_REQUEST");
+        check("GET", "api", "site", "400 MALFORMED_REQUEST");
+        check("PUT", "/api/comments/a", "site", "405 METHOD_NOT_ALLOWED");
+        check("PUT", "/v2", "site", "405 METHOD_NOT_ALLOWED");
+        check("GET", "/", "site", "404 NOT_FOUND");
+        check("GET", "/api/comments/a", "", "401 UNAUTHORIZED");
+        check("GET", "/api/comments/a", "nobody", "401 UNAUTHORIZED");
+        check("GET", "/api/comments/a", "old", "401 UNAUTHORIZED");
+        check("POST", "/api/comments/a", "reader", "403 FORBIDDEN");
+        check("POST", "/api/comments/a", "bound", "0 FORWARD");
+        check("GET", "/obr/a", "site", "503 SERVICE_UNAVAILABLE");
+        check("GET", "/odd", "site", "503 SERVICE_UNAVAILABLE");
+        check("GET", "/anything", "", "0 FORWARD");
+        check("POST", "/v1/mail", "bound", "0 FORWARD");
+        check("GET", "/health", "", "200 LOCAL");
+        check("GET", "/health/ready", "", "200 LOCAL");
+        check("GET", "/auth/status", "", "401 UNAUTHORIZED");
+        check("GET", "/auth/status", "reader", "200 LOCAL");
+        check("GET", "/internal/services", "site", "404 NOT_FOUND");
+        check("GET", "/auth", "site", "404 NOT_FOUND");
+        assert_eq!(said(&ask(&View::empty(1), "GET", "/a", "", "")), "503 SERVICE_UNAVAILABLE");
+    }
+
+    #[test]
+    fn candidates_say_why_they_won_or_lost() {
+        let answer = ask(&view(), "GET", "/api/comments/%61/reply", "", "site");
+        assert_eq!(answer.canonical_path, "/api/comments/a/reply");
+        assert_eq!(answer.snapshot, Some(SnapshotId { epoch: "e".into(), version: 0 }));
+        let told: Vec<_> =
+            answer.candidates.iter().map(|one| format!("{} {} {}: {}", one.method, one.pattern, one.won, one.reason)).collect();
+        assert_eq!(
+            told,
+            [
+                "GET /api/comments/*/reply true: the best that fits host, method and path",
+                "GET /api/comments/* false: /api/comments/*/reply is more specific",
+                "GET /* false: /api/comments/*/reply is more specific",
+                "POST /api/comments/* false: other method",
+            ]
+        );
+        let route = answer.route.unwrap();
+        assert_eq!(
+            (&*route.service, &*route.path, route.active, &*route.instances),
+            ("sagjan", "/api/comments/*/reply", true, &["i0".into()][..])
+        );
+        let host = ask(&view(), "GET", "/forum", "F.org:7811", "");
+        let told: Vec<_> = host.candidates.iter().map(|one| (&*one.host, &*one.reason)).collect();
+        assert_eq!(told, [("f.org", "the best that fits host, method and path"), ("", "/forum is more specific")]);
+        let other = ask(&view(), "GET", "/forum", "g.org", "");
+        assert_eq!((other.candidates[1].won, &*other.candidates[1].reason), (false, "other host"));
+        assert_eq!(&*ask(&view(), "POST", "/v1/mail", "", "bound").candidates[0].reason, "the best static route that fits");
+    }
+
+    #[test]
+    fn keys_and_instances_have_their_verdict() {
+        let key = |method: &str, path: &str, key: &str| ask(&view(), method, path, "", key).key.map(|key| (key.allowed, key.reason));
+        assert_eq!(key("POST", "/api/comments/a", "reader"), Some((false, "the key lacks comments:write".into())));
+        assert_eq!(key("POST", "/api/comments/a", "bound"), Some((true, "the key has comments:write, from 10.0.0.0/8 only".into())));
+        assert_eq!(key("GET", "/anything", ""), Some((true, "the route is public, no key is needed".into())));
+        assert_eq!(key("GET", "/anything", "old"), Some((true, "the route is public, the key is not valid and ignored".into())));
+        assert_eq!(key("PUT", "/nowhere", "site"), None);
+        let instances = |path: &str, host: &str| {
+            let told = ask(&view(), "GET", path, host, "site").instances.into_iter();
+            told.map(|one| format!("{} {} {}", one.id, one.eligible, one.reason)).collect::<Vec<_>>()
+        };
+        assert_eq!(instances("/obr/a", ""), ["i0 false down", "i1 false down, pings have stopped"]);
+        assert_eq!(instances("/any", ""), ["i0 true up", "i1 false only when no better instance can serve"]);
+        assert_eq!(instances("/forum", "f.org"), ["i0 false did not declare this route", "i1 true not known to be up, but no instance is"]);
+    }
+}

@@ -130,3 +130,118 @@ impl HealthCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use furt_proto::v1::SnapshotInstance;
+
+    use super::*;
+    use crate::view::{
+        apply,
+        model::{Model, fixed, instance},
+    };
+
+    fn view(model: &mut Model) -> View {
+        let whole = model.whole();
+        let view = apply(&View::empty(1), whole).unwrap();
+        apply(&view, model.delta()).unwrap()
+    }
+
+    fn services(body: &Bytes) -> String {
+        let body = std::str::from_utf8(body).unwrap();
+        let (_, services) = body.split_once(r#""services":"#).unwrap();
+        services.to_owned()
+    }
+
+    #[test]
+    fn the_body_is_the_seeds_in_its_order() {
+        let mut model = Model::new("e");
+        let at = |port: u16, status: &str| SnapshotInstance { url: format!("http://127.0.0.1:{port}"), ..instance(0, status) };
+        model.instances("sagjan", vec![at(7812, "UP")]);
+        model.instances("obr", vec![at(7820, "DOWN")]);
+        model.fixed(vec![fixed("mail", "POST /mail public")]);
+        model.report("sagjan", 0, 1_763_152_200_000, |report| report.response_time_ms = Some(5));
+        model.report("obr", 0, 1_763_152_185_000, |report| report.consecutive_failures = 5);
+        let version = env!("CARGO_PKG_VERSION");
+        let expected = format!(
+            concat!(
+                r#"{{"status":"healthy","service":"furt","version":"{}","services":{{"#,
+                r#""obr":{{"status":"DOWN","url":"http://127.0.0.1:7820","last_ping":"2025-11-14T20:29:45Z","consecutive_failures":5}},"#,
+                r#""sagjan":{{"status":"UP","url":"http://127.0.0.1:7812","last_ping":"2025-11-14T20:30:00Z","response_time_ms":5}}}},"#,
+                r#""snapshot_version":1}}"#
+            ),
+            version
+        );
+        assert_eq!(body(&view(&mut model), true), expected);
+    }
+
+    #[test]
+    fn others_see_names_and_status() {
+        let mut model = Model::new("e");
+        model.instances("a", vec![instance(0, "DOWN"), instance(1, "UNKNOWN")]);
+        let body = body(&view(&mut model), false);
+        assert!(body.ends_with(br#""services":{"a":{"status":"UNKNOWN"}}}"#), "{body:?}");
+    }
+
+    #[test]
+    fn nothing_registered_and_no_snapshot_yet() {
+        let mut model = Model::new("e");
+        assert_eq!(services(&body(&view(&mut model), true)), r#"{},"snapshot_version":1}"#);
+        let early = body(&View::empty(1), true);
+        assert!(early.starts_with(br#"{"status":"degraded","service":"furt","#), "{early:?}");
+        assert_eq!(services(&early), r#"{},"snapshot_version":0,"issues":["no snapshot from the control plane yet"]}"#);
+    }
+
+    #[test]
+    fn of_several_instances_the_best_speaks_and_all_are_listed() {
+        let mut model = Model::new("e");
+        let parked = SnapshotInstance { parked: true, ..instance(1, "DOWN") };
+        model.instances("a", vec![parked, instance(2, "UNKNOWN"), instance(3, "UP")]);
+        model.report("a", 1, 1000, |report| report.consecutive_failures = 10);
+        assert_eq!(
+            services(&body(&view(&mut model), true)),
+            concat!(
+                r#"{"a":{"status":"UP","url":"http://127.0.0.1:7003","last_ping":null,"instances":["#,
+                r#"{"id":"i1","status":"DOWN","url":"http://127.0.0.1:7001","last_ping":"1970-01-01T00:00:01Z","#,
+                r#""consecutive_failures":10,"parked":true},"#,
+                r#"{"id":"i2","status":"UNKNOWN","url":"http://127.0.0.1:7002","last_ping":null},"#,
+                r#"{"id":"i3","status":"UP","url":"http://127.0.0.1:7003","last_ping":null}]}},"snapshot_version":1}"#
+            )
+        );
+    }
+
+    #[test]
+    fn who_sees_all() {
+        let inside: Networks = "127.0.0.1, 10.0.0.0/8".parse().unwrap();
+        let check = |detail: HealthDetail, client: &str, forwarded: bool, expected: bool| {
+            assert_eq!(sees_all(detail, &inside, client.parse().ok(), forwarded), expected, "{detail:?} {client} {forwarded}");
+        };
+        check(HealthDetail::Auto, "127.0.0.1", false, true);
+        check(HealthDetail::Auto, "127.0.0.1", true, false);
+        check(HealthDetail::Auto, "192.0.2.1", false, false);
+        check(HealthDetail::Auto, "", false, false);
+        check(HealthDetail::Full, "192.0.2.1", true, true);
+        check(HealthDetail::Names, "127.0.0.1", false, false);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_scale_it_is_rendered_once_a_second() {
+        let cache = HealthCache::default();
+        let mut model = Model::new("e");
+        model.instances("a", vec![instance(0, "UP")]);
+        let small = view(&mut model);
+        for at in 0..101 {
+            model.instances(&format!("s{at}"), vec![instance(0, "UP")]);
+        }
+        let many = view(&mut model);
+        model.remove("s0");
+        let later = view(&mut model);
+        let lists = |body: &Bytes| services(body).contains(r#""s0""#);
+        assert!(lists(&cache.body(&many, false, Instant::now())));
+        assert!(lists(&cache.body(&later, false, Instant::now())));
+        assert!(!lists(&cache.body(&later, true, Instant::now())), "each detail has a body of its own");
+        assert!(!lists(&cache.body(&small, false, Instant::now())), "few services are always fresh");
+        tokio::time::advance(FRESH).await;
+        assert!(!lists(&cache.body(&later, false, Instant::now())));
+    }
+}

@@ -94,6 +94,12 @@ impl Outbox {
         session
     }
 
+    /// Ends the stream of the session.
+    fn end(&self) {
+        self.lock().session += 1;
+        self.changed.notify_waiters();
+    }
+
     fn say(&self, position: v1::WatchRequest) {
         self.lock().position = Some(position);
         self.changed.notify_one();
@@ -180,7 +186,7 @@ where
         loop {
             let before = self.current.load();
             let ended = tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return self.suspicions.0.end(),
                 ended = self.session() => ended,
             };
             let now = self.current.load();
@@ -265,3 +271,6 @@ where
         if whole { Err(Ended::Refused(refused)) } else { Ok(Received::Resync) }
     }
 }
+
+#[cfg(test)]
+mod tests;
