@@ -8,7 +8,10 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use crate::{table::Route, view::{Instance, Status}};
+use crate::{
+    table::Route,
+    view::{Instance, Status},
+};
 
 /// What this data plane knows of an instance; carried over from view to view while the registration lives.
 #[derive(Debug, Default)]
@@ -80,7 +83,11 @@ pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried
     if let [only] = instances {
         return (tried.is_empty() && tier(only, route, now).is_ok()).then_some(only);
     }
-    let best = instances.iter().filter(|instance| !tried.contains(&instance.number)).filter_map(|instance| tier(instance, route, now).ok()).min()?;
+    let best = instances
+        .iter()
+        .filter(|instance| !tried.contains(&instance.number))
+        .filter_map(|instance| tier(instance, route, now).ok())
+        .min()?;
     let eligible = || instances.iter().filter(|instance| !tried.contains(&instance.number) && tier(instance, route, now) == Ok(best));
     let total: u64 = eligible().map(|instance| u64::from(instance.weight)).sum();
     let pick = |mut at: u64| {

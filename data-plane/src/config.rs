@@ -34,6 +34,8 @@ pub struct Config {
     pub allow_registration_from: Networks,
     /// The access log.
     pub log_requests: bool,
+    /// Its lines are JSON (`log_format = json`).
+    pub log_json: bool,
     /// Where the internal listener is, for the words to a client that looks for it here.
     pub internal: Option<SocketAddr>,
 }

@@ -5,15 +5,21 @@
 //! what is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]; and [`config`].
 
 pub mod access_log;
+pub mod address_limit;
 pub mod auth;
 pub mod balance;
+pub mod body;
 pub mod client_io;
+pub mod clock;
 pub mod config;
 pub mod cors;
+pub mod deadline;
+pub mod exchange;
 pub mod explain;
 pub mod gateway;
 pub mod headers;
 pub mod health;
+pub mod local;
 pub mod map;
 pub mod metrics;
 pub mod respond;

@@ -1,1 +1,220 @@
-//! (not written yet)
+//! Connections to services: made to checked addresses only, kept per worker, used again.
+//!
+//! Here: connecting, the pool of idle connections, and whether a request that failed may be sent
+//! again. Not here: which instance, which headers.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use foldhash::fast::RandomState;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{body::RequestBody, metrics::Counters, view::Instance, worker::Worker};
+
+/// Idle connections that a worker keeps for one instance.
+const MAX_IDLE: usize = 256;
+/// An idle connection is closed after this long; many servers close theirs after 60 s.
+const IDLE_NS: u64 = 30_000_000_000;
+/// A request that may not be sent twice does not use a connection idle for longer (DESIGN §9).
+const FRESH_NS: u64 = 1_000_000_000;
+/// Most of a head, either way, in bytes; also how much of a body is read at once.
+const MAX_BUFFER: usize = 64 * 1024;
+
+/// A connection to an instance, lent to one request.
+pub struct Lease {
+    /// Where the request goes in.
+    pub sender: SendRequest<RequestBody>,
+    /// The key of the instance.
+    key: u64,
+    /// Bytes read from it so far.
+    read: Rc<Cell<u64>>,
+    /// What `read` was when it was lent.
+    read_before: u64,
+    /// Whether it has carried a request before.
+    pub reused: bool,
+}
+
+impl Lease {
+    /// Whether any byte of an answer has come since it was lent.
+    pub fn heard(&self) -> bool {
+        self.read.get() != self.read_before
+    }
+}
+
+struct Idle {
+    sender: SendRequest<RequestBody>,
+    read: Rc<Cell<u64>>,
+    since: u64,
+}
+
+/// The idle connections of one worker, by instance, the latest used last.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Idle>, RandomState>>,
+}
+
+impl Pool {
+    /// An idle connection to an instance that is still open. `repeatable`: the request may be sent
+    /// again if the connection turns out to be closed.
+    pub fn take(&self, key: u64, now: u64, repeatable: bool) -> Option<Lease> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(&key)?;
+        while let Some(Idle { sender, read, since }) = connections.pop() {
+            let age = now.saturating_sub(since);
+            if age > IDLE_NS || (!repeatable && age > FRESH_NS) {
+                // Those below are older still.
+                if age > IDLE_NS {
+                    connections.clear();
+                }
+                return None;
+            }
+            if sender.is_ready() {
+                let read_before = read.get();
+                return Some(Lease { sender, key, read, read_before, reused: true });
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose answer has ended.
+    pub fn give_back(&self, lease: Lease, now: u64) {
+        if !lease.sender.is_ready() {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.entry(lease.key).or_default();
+        if connections.len() < MAX_IDLE {
+            connections.push(Idle { sender: lease.sender, read: lease.read, since: now });
+        }
+    }
+
+    /// Closes what has been idle for too long or was closed from the other side.
+    pub fn look(&self, now: u64) {
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain(|idle| now.saturating_sub(idle.since) <= IDLE_NS && !idle.sender.is_closed());
+            !connections.is_empty()
+        });
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty()
+    }
+}
+
+/// A new connection to the first address of an instance that accepts one.
+pub async fn connect(worker: &Worker, instance: &Instance) -> io::Result<Lease> {
+    let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the instance has no address");
+    for address in &instance.addresses {
+        Counters::add(&worker.shared.counters.upstream_connects);
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return handshake(stream, instance.key).await;
+            }
+            Err(error) => {
+                Counters::add(&worker.shared.counters.upstream_connect_failures);
+                failure = error;
+            }
+        }
+    }
+    Err(failure)
+}
+
+async fn handshake(stream: TcpStream, key: u64) -> io::Result<Lease> {
+    let read = Rc::new(Cell::new(0));
+    let socket = Heard { inner: stream, read: read.clone() };
+    let (sender, connection) =
+        http1::Builder::new().max_buf_size(MAX_BUFFER).writev(false).handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
+    // Its errors reach the request that it carries; without one there is nobody to tell.
+    tokio::task::spawn_local(async move { drop(connection.await) });
+    Ok(Lease { sender, key, read, read_before: 0, reused: false })
+}
+
+/// A socket that counts what it hears.
+struct Heard {
+    inner: TcpStream,
+    read: Rc<Cell<u64>>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.inner).poll_read(context, buffer);
+        self.read.set(self.read.get() + (buffer.filled().len() - before) as u64);
+        result
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, data)
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, data)
+    }
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+/// How many requests may be sent a second time: 20 % of the requests and 10 a second more.
+#[derive(Debug)]
+pub struct RetryBudget {
+    tokens: Cell<f64>,
+    at: Cell<u64>,
+}
+
+impl RetryBudget {
+    const MOST: f64 = 100.0;
+
+    /// A full one.
+    pub fn new(now: u64) -> Self {
+        Self { tokens: Cell::new(10.0), at: Cell::new(now) }
+    }
+
+    /// A request was sent.
+    pub fn earn(&self) {
+        self.tokens.set((self.tokens.get() + 0.2).min(Self::MOST));
+    }
+
+    /// Whether one may be sent again now.
+    pub fn spend(&self, now: u64) -> bool {
+        let seconds = std::time::Duration::from_nanos(now.saturating_sub(self.at.replace(now))).as_secs_f64();
+        let tokens = (self.tokens.get() + 10.0 * seconds).min(Self::MOST);
+        self.tokens.set(if tokens >= 1.0 { tokens - 1.0 } else { tokens });
+        tokens >= 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_a_fifth_of_the_requests_and_ten_a_second() {
+        let budget = RetryBudget::new(0);
+        let spent = |now| (0..1000).take_while(|_| budget.spend(now)).count();
+        assert_eq!(spent(0), 10);
+        assert_eq!(spent(1_000_000_000), 10);
+        (0..100).for_each(|_| budget.earn());
+        assert!((19..=21).contains(&spent(1_000_000_000)));
+    }
+}

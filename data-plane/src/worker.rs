@@ -1,1 +1,454 @@
-//! (not written yet)
+//! A worker: one thread that accepts, serves and looks over its own connections.
+//!
+//! Each has its own listening socket on the one address (SO_REUSEPORT), its own connections to the
+//! services and its own counters; workers share nothing that they write to for each request but the
+//! limiters and the requests in flight.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    rc::{Rc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use furt_proto::v1;
+use http::{HeaderMap, HeaderValue};
+use hyper::{server::conn, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+    task::LocalSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    access_log::{self, Line},
+    address_limit::AddressLimits,
+    client_io::{ClientIo, Limits, Phase, Watch},
+    clock::{Clock, Coarse},
+    config::Config,
+    deadline::Deadlines,
+    gateway,
+    headers::Via,
+    health::{self, HealthCache},
+    metrics::{Counters, ServiceMetrics},
+    upstream::{Pool, RetryBudget},
+    view::{Current, CurrentCache, View},
+};
+
+/// How often a worker looks over its connections and deadlines.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a connection may be idle between two requests.
+const CLIENT_IDLE: Duration = Duration::from_secs(75);
+/// In-flight requests have this long to finish when furt stops (DESIGN §13).
+const DRAIN: Duration = Duration::from_secs(30);
+/// Most of a request's head, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+/// Most header fields of a request.
+const MAX_FIELDS: usize = 100;
+/// Streams that one HTTP/2 connection may have open at once.
+const MAX_STREAMS: u32 = 128;
+const BACKLOG: i32 = 4096;
+/// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What they were told.
+    pub config: Config,
+    /// The view in force.
+    pub current: Current,
+    /// The time they share.
+    pub clock: Clock,
+    /// What they count.
+    pub counters: Counters,
+    /// The counts of requests that met no service.
+    pub unrouted: ServiceMetrics,
+    /// What furt says of itself in `Via`.
+    pub via: Via,
+    /// `ip_rate_limit`.
+    pub address_limits: Option<AddressLimits>,
+    /// `/health` as last rendered.
+    pub health: HealthCache,
+    /// Where instances that refused a connection are told.
+    pub suspicions: mpsc::Sender<v1::Suspicion>,
+    /// Readiness is false: furt is stopping.
+    pub draining: AtomicBool,
+    /// Whether the log has said where `/internal/` lives.
+    pub told_internal: AtomicBool,
+}
+
+impl Shared {
+    /// Whether there is a snapshot and furt is not stopping.
+    pub fn is_ready(&self) -> bool {
+        self.current.load().is_ready() && !self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether a client sees all of `/health` (DESIGN §6).
+    pub fn sees_all(&self, peer: IpAddr, fields: &HeaderMap) -> bool {
+        let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip"].iter().any(|name| fields.contains_key(*name));
+        health::sees_all(self.config.health_detail, &self.config.allow_registration_from, Some(peer), forwarded)
+    }
+}
+
+/// The data plane, bound and not yet running.
+#[derive(Debug)]
+pub struct DataPlane {
+    shared: Arc<Shared>,
+    listeners: Vec<StdListener>,
+    address: SocketAddr,
+}
+
+impl DataPlane {
+    /// Binds the public listener, one socket for each worker. `suspicions` gets the instances that
+    /// could not be connected to; when it is full they are dropped.
+    ///
+    /// # Errors
+    /// When the address is taken, also by another furt.
+    pub fn bind(config: Config, current: Current, suspicions: mpsc::Sender<v1::Suspicion>) -> io::Result<Self> {
+        // SO_REUSEPORT would let a second furt share the address in silence, so ask without it first.
+        let address = socket(config.listen, false)?.local_addr()?;
+        let listeners = (0..config.workers.max(1)).map(|_| socket(address, true)).collect::<io::Result<Vec<_>>>()?;
+        let workers = listeners.len();
+        let shared = Shared {
+            current,
+            clock: Clock::start(),
+            counters: Counters::default(),
+            unrouted: ServiceMetrics::new(workers),
+            via: Via::new(),
+            address_limits: config.ip_rate_limit.map(AddressLimits::new),
+            health: HealthCache::default(),
+            suspicions,
+            draining: AtomicBool::new(false),
+            told_internal: AtomicBool::new(false),
+            config,
+        };
+        Ok(Self { shared: Arc::new(shared), listeners, address })
+    }
+
+    /// The address of the public listener.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the workers share, for `/health`, `/metrics` and explain.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Serves until `shutdown`, then drains: no new connection, idle ones closed, requests under way
+    /// given 30 s.
+    ///
+    /// # Errors
+    /// When a worker's thread cannot be started.
+    pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        let log = if self.shared.config.log_requests { Some(access_log::start(self.shared.config.log_json)?) } else { None };
+        let mut threads = Vec::new();
+        for (number, listener) in self.listeners.into_iter().enumerate() {
+            let (shared, log, shutdown) = (self.shared.clone(), log.clone(), shutdown.clone());
+            let name = format!("furt-worker-{number}");
+            threads.push(thread::Builder::new().name(name).spawn(move || run(shared, number, listener, log, shutdown))?);
+        }
+        drop(log);
+        shutdown.cancelled().await;
+        self.shared.draining.store(true, Ordering::Relaxed);
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count());
+        if joined.await.unwrap_or(0) > 0 {
+            error!("a worker ended by a panic");
+        }
+        Ok(())
+    }
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    // Accepted sockets inherit it: one system call less for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn run(shared: Arc<Shared>, number: usize, listener: StdListener, log: Option<access_log::Log>, shutdown: CancellationToken) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return error!(%error, number, "a worker cannot start"),
+    };
+    LocalSet::new().block_on(&runtime, async move {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => Worker::new(shared, number, log).serve(listener, shutdown).await,
+            Err(error) => error!(%error, number, "a worker cannot listen"),
+        }
+    });
+}
+
+struct Seen {
+    cache: CurrentCache,
+    view: Rc<Arc<View>>,
+}
+
+/// One worker's own.
+pub struct Worker {
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// Which of them it is.
+    pub number: usize,
+    /// Its time.
+    pub coarse: Rc<Coarse>,
+    /// Its idle connections to services.
+    pub pool: Pool,
+    /// Deadlines of requests under way.
+    pub deadlines: Deadlines,
+    /// Requests that may be sent again.
+    pub retries: RetryBudget,
+    /// Its end of the access log.
+    pub log: Option<RefCell<access_log::Writer>>,
+    seen: RefCell<Seen>,
+    watches: RefCell<Vec<Weak<Watch>>>,
+    open: Cell<usize>,
+    closed: Notify,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, number: usize, log: Option<access_log::Log>) -> Rc<Self> {
+        let coarse = Rc::new(Coarse::new(shared.clock));
+        let seen = Seen { cache: shared.current.cache(), view: Rc::new(shared.current.load()) };
+        Rc::new(Self {
+            number,
+            retries: RetryBudget::new(coarse.now()),
+            coarse,
+            pool: Pool::default(),
+            deadlines: Deadlines::default(),
+            log: log.map(|log| RefCell::new(access_log::Writer::new(log))),
+            seen: RefCell::new(seen),
+            watches: RefCell::default(),
+            open: Cell::new(0),
+            closed: Notify::new(),
+            shared,
+        })
+    }
+
+    /// The view in force. The counter of the shared pointer is touched only when the view changes.
+    pub fn view(&self) -> Rc<Arc<View>> {
+        let seen = &mut *self.seen.borrow_mut();
+        let current = seen.cache.load();
+        if !Arc::ptr_eq(current, &seen.view) {
+            seen.view = Rc::new(current.clone());
+        }
+        seen.view.clone()
+    }
+
+    /// Writes a line of the access log.
+    pub fn write_log(&self, line: &Line<'_>) {
+        let Some(log) = &self.log else { return };
+        let dropped = log.borrow_mut().line(line);
+        self.count_dropped(dropped);
+    }
+
+    fn count_dropped(&self, lines: u64) {
+        if lines > 0 {
+            self.shared.counters.log_lines_dropped.fetch_add(lines, Ordering::Relaxed);
+        }
+    }
+
+    async fn serve(self: Rc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        tokio::task::spawn_local(self.clone().look_over());
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => self.accept_failed(&error).await,
+            }
+        }
+        drop(listener);
+        self.drain().await;
+    }
+
+    async fn accept_failed(&self, error: &io::Error) {
+        // A connection that its client gave up is no fault of ours (accept(2), "Error handling").
+        if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
+            warn!(%error, "cannot accept a connection");
+            // Out of descriptors: wait for some to come back instead of spinning.
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let counters = &self.shared.counters;
+        Counters::add(&counters.accepted);
+        let most = u64::try_from(self.shared.config.max_connections).unwrap_or(u64::MAX);
+        if counters.connections.fetch_add(1, Ordering::Relaxed) >= most {
+            counters.connections.fetch_sub(1, Ordering::Relaxed);
+            return Counters::add(&counters.refused_connections);
+        }
+        let connection = Connection::new(self.clone(), peer.ip().to_canonical());
+        tokio::task::spawn_local(connection.serve(stream));
+    }
+
+    /// Looks over connections, deadlines and idle upstream connections for as long as there are any.
+    async fn look_over(self: Rc<Self>) {
+        let config = &self.shared.config;
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let limits = Limits { head: nanos(config.client_timeout), body: nanos(config.body_idle_timeout), idle: nanos(CLIENT_IDLE) };
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.coarse.tick();
+            let now = self.coarse.now();
+            self.deadlines.look(now);
+            self.watches.borrow_mut().retain(|watch| watch.upgrade().inspect(|watch| watch.look(now, &limits)).is_some());
+            self.pool.look(now);
+            // An idle worker lets go of a view that is no longer in force.
+            drop(self.view());
+            if let Some(log) = &self.log {
+                let dropped = log.borrow_mut().flush();
+                self.count_dropped(dropped);
+            }
+        }
+    }
+
+    async fn drain(&self) {
+        let finished = async {
+            while self.open.get() > 0 {
+                // A request may end and leave its connection idle, so idle ones are closed again and again.
+                self.watches.borrow().iter().filter_map(Weak::upgrade).for_each(|watch| watch.close_if_idle());
+                tokio::select! {
+                    () = self.closed.notified() => {}
+                    () = tokio::time::sleep(TICK) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN, finished).await.is_err() {
+            warn!(open = self.open.get(), "requests did not finish in time and are broken off");
+        }
+        if let Some(log) = &self.log {
+            let dropped = log.borrow_mut().flush();
+            self.count_dropped(dropped);
+        }
+    }
+}
+
+/// One client's connection.
+pub struct Connection {
+    /// The worker it belongs to.
+    pub worker: Rc<Worker>,
+    /// Its place in the look-over.
+    pub watch: Rc<Watch>,
+    /// The peer.
+    pub peer: IpAddr,
+    /// The peer as text, made once.
+    pub peer_value: HeaderValue,
+    /// Whether the peer is one of `trusted_proxies`.
+    pub trusted: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.worker.shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
+        self.worker.open.set(self.worker.open.get() - 1);
+        self.worker.closed.notify_one();
+    }
+}
+
+impl Connection {
+    fn new(worker: Rc<Worker>, peer: IpAddr) -> Rc<Self> {
+        let watch = Rc::new(Watch::new(worker.coarse.exact()));
+        worker.watches.borrow_mut().push(Rc::downgrade(&watch));
+        worker.open.set(worker.open.get() + 1);
+        // An address as text is always a valid value.
+        let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        let trusted = worker.shared.config.trusted_proxies.contains(peer);
+        Rc::new(Self { worker, watch, peer, peer_value, trusted })
+    }
+
+    async fn serve(self: Rc<Self>, stream: TcpStream) {
+        let Some(first) = self.first_bytes(&stream).await else { return };
+        let http1 = !first.starts_with(PREFACE);
+        let io = TokioIo::new(ClientIo::new(stream, first, self.watch.clone(), self.worker.coarse.clone(), http1));
+        let connection = self.clone();
+        let service = service_fn(move |request| gateway::serve(connection.clone(), request));
+        // How a client's connection ended is the client's business; what it asked was logged.
+        if http1 {
+            let server = conn::http1::Builder::new()
+                .auto_date_header(false)
+                .header_read_timeout(None)
+                .max_buf_size(MAX_HEAD)
+                .max_headers(MAX_FIELDS)
+                .pipeline_flush(true)
+                .serve_connection(io, service);
+            drop(server.await);
+        } else {
+            self.watch.enter(Phase::Idle, self.worker.coarse.now());
+            let server = conn::http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .auto_date_header(false)
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEAD as u32)
+                .keep_alive_interval(Some(CLIENT_IDLE))
+                .serve_connection(io, service);
+            drop(server.await);
+        }
+    }
+
+    /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1. `None`: it closed or was
+    /// too slow to say anything.
+    async fn first_bytes(&self, stream: &TcpStream) -> Option<Bytes> {
+        let deadline = self
+            .worker
+            .deadlines
+            .set(self.worker.coarse.now() + u64::try_from(self.worker.shared.config.client_timeout.as_nanos()).unwrap_or(u64::MAX / 2));
+        let mut first = Vec::new();
+        loop {
+            deadline.within(stream.readable()).await.ok()?.ok()?;
+            let mut piece = [0; 2048];
+            match stream.try_read(&mut piece) {
+                Ok(0) => return None,
+                Ok(length) => first.extend_from_slice(piece.get(..length)?),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => return None,
+            }
+            let compared = first.len().min(PREFACE.len());
+            if first.len() >= PREFACE.len() || first.get(..compared) != PREFACE.get(..compared) {
+                return Some(first.into());
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move { drop(future.await) });
+    }
+}
+
+/// Says once where `/internal/` lives to whoever looks for it on the public listener.
+pub fn tell_internal(shared: &Shared, path: &str) {
+    if !shared.told_internal.swap(true, Ordering::Relaxed) {
+        match shared.config.internal {
+            Some(internal) => info!(path, %internal, "/internal/ is not served on the public listener; it lives on the internal one"),
+            None => info!(path, "/internal/ is not served on the public listener, and [gateway] enabled = false"),
+        }
+    }
+}

@@ -129,6 +129,20 @@ impl Limiter {
         }
     }
 
+    /// What [`Limiter::check`] would say, without taking one; `allowed` is whether one could pass.
+    pub fn peek(&self, now: u64) -> Verdict {
+        let (interval, burst) = (self.rate.interval_nanos(), self.rate.interval_nanos().saturating_mul(self.rate.count().into()));
+        let ahead = self.arrival.load(Ordering::Relaxed).saturating_sub(now);
+        let room = burst.saturating_sub(ahead);
+        let remaining = u32::try_from(room / interval).unwrap_or(u32::MAX);
+        Verdict {
+            allowed: remaining > 0,
+            remaining,
+            retry_after: Duration::from_nanos(if remaining > 0 { 0 } else { interval - room }),
+            reset_after: Duration::from_nanos(ahead),
+        }
+    }
+
     /// Whether the whole burst is available at `now`: the limiter remembers nothing worth keeping.
     pub fn is_idle(&self, now: u64) -> bool {
         self.arrival.load(Ordering::Relaxed) <= now
@@ -162,6 +176,9 @@ mod tests {
         assert!(!limiter.check(now + 19 * SECOND).allowed);
         assert!(limiter.check(now + 20 * SECOND).allowed);
         assert!(!limiter.check(now + 21 * SECOND).allowed);
+        let peeked = limiter.peek(now + 21 * SECOND);
+        assert_eq!(peeked, limiter.check(now + 21 * SECOND));
+        assert_eq!(limiter.peek(now + 41 * SECOND).remaining, 1);
         assert!(limiter.is_idle(now + 200 * SECOND));
     }
 

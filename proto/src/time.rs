@@ -19,6 +19,12 @@ pub fn parse_rfc3339(text: &str) -> Result<i64, NameError> {
         .map_err(|_| NameError(format!("expected a time such as 2027-01-31T00:00:00Z, got {}", quoted(text))))
 }
 
+/// An HTTP date (RFC 9110 §5.6.7); empty when out of range.
+pub fn http_date(unix_ms: i64) -> String {
+    let time = Timestamp::from_second(unix_ms.div_euclid(1000));
+    time.map(|time| time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).unwrap_or_default()
+}
+
 /// Now, in milliseconds since 1970.
 pub fn unix_ms_now() -> i64 {
     Timestamp::now().as_millisecond()
@@ -58,6 +64,7 @@ mod tests {
         assert_eq!(rfc3339(1_763_152_200_999), "2025-11-14T20:30:00Z");
         assert_eq!(parse_rfc3339("2025-11-14T20:30:00Z"), Ok(1_763_152_200));
         assert!(parse_rfc3339("tomorrow").is_err());
+        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]

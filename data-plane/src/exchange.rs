@@ -1,0 +1,171 @@
+//! One request from its head to the end of its answer: what is counted and logged about it, and
+//! what has to be undone when it ends, however it ends.
+
+use std::{net::IpAddr, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use http::{HeaderValue, Method, Request, StatusCode};
+
+use crate::{
+    access_log::Line,
+    client_io::Watch,
+    table::Route,
+    view::{Instance, View},
+    worker::{Connection, Worker},
+};
+
+/// The record of a request under way. Dropping it counts and logs the request.
+pub struct Exchange {
+    worker: Rc<Worker>,
+    watch: Rc<Watch>,
+    view: Rc<Arc<View>>,
+    method: Method,
+    client: IpAddr,
+    started: u64,
+    request_id: HeaderValue,
+    status: StatusCode,
+    reason: &'static str,
+    /// The route and its service's slot, once matched.
+    route: Option<Arc<Route>>,
+    instance: Option<Arc<Instance>>,
+    upstream: Option<Duration>,
+    bytes: u64,
+    complete: bool,
+    /// Only when the access log is on: the path and the caller's name.
+    logged: Option<(String, Option<Arc<str>>)>,
+}
+
+impl Exchange {
+    /// Begins with the head of a request.
+    pub fn new<B>(
+        connection: &Connection,
+        view: &Rc<Arc<View>>,
+        request: &Request<B>,
+        client: IpAddr,
+        started: u64,
+        request_id: HeaderValue,
+    ) -> Self {
+        Self {
+            worker: connection.worker.clone(),
+            watch: connection.watch.clone(),
+            view: view.clone(),
+            method: request.method().clone(),
+            client,
+            started,
+            request_id,
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: "",
+            route: None,
+            instance: None,
+            upstream: None,
+            bytes: 0,
+            complete: false,
+            logged: None,
+        }
+    }
+
+    /// The worker that serves it.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// The client's address.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// When the head arrived.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// What the log will say of path and caller, when there is a log.
+    pub fn note_path(&mut self, path: &str) {
+        if self.worker.log.is_some() {
+            self.logged = Some((path.to_owned(), None));
+        }
+    }
+
+    /// The caller, once known.
+    pub fn note_caller(&mut self, name: &Arc<str>) {
+        if let Some((_, caller)) = &mut self.logged {
+            *caller = Some(name.clone());
+        }
+    }
+
+    /// The route that governs it.
+    pub fn note_route(&mut self, route: &Arc<Route>) {
+        self.route = Some(route.clone());
+    }
+
+    /// Another instance is asked.
+    pub fn ask(&mut self, instance: &Arc<Instance>) {
+        self.leave();
+        instance.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.instance = Some(instance.clone());
+    }
+
+    fn leave(&mut self) {
+        if let Some(instance) = &self.instance {
+            instance.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The head of the answer: its status, and how long the service took, when it was asked.
+    pub fn answered(&mut self, status: StatusCode, reason: &'static str, upstream: Option<Duration>) {
+        self.status = status;
+        self.reason = reason;
+        self.upstream = upstream;
+    }
+
+    /// Bytes of the answer's body went to the caller.
+    pub fn sent(&mut self, length: usize) {
+        self.bytes += length as u64;
+    }
+
+    /// The answer came to its end.
+    pub fn complete(&mut self) {
+        if !self.complete {
+            self.complete = true;
+            self.watch.end(self.worker.coarse.now());
+        }
+    }
+
+    /// The answer broke off.
+    pub fn broke_off(&mut self, reason: &'static str) {
+        self.reason = reason;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.leave();
+        if !self.complete {
+            self.watch.end(self.worker.coarse.now());
+            if self.reason.is_empty() {
+                self.reason = "client-gone";
+            }
+        }
+        let now = self.worker.coarse.exact();
+        let total = Duration::from_nanos(now.saturating_sub(self.started));
+        let service = self.route.as_ref().and_then(|route| self.view.service(route.slot));
+        let metrics = service.map_or(&self.worker.shared.unrouted, |service| &service.metrics);
+        metrics.observe(self.worker.number, &self.method, self.status, total, self.upstream);
+        let Some((path, caller)) = &self.logged else { return };
+        self.worker.write_log(&Line {
+            unix_ms: self.worker.coarse.unix_ms(self.started),
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            client: self.client,
+            caller: caller.as_deref().unwrap_or_default(),
+            method: self.method.as_str(),
+            path,
+            route: self.route.as_ref().map_or("", |route| route.pattern.as_str()),
+            service: service.map_or("", |service| &service.name),
+            instance: self.instance.as_ref().map_or("", |instance| &*instance.id),
+            status: self.status.as_u16(),
+            duration: total,
+            upstream: self.upstream,
+            bytes: self.bytes,
+            reason: self.reason,
+        });
+    }
+}
