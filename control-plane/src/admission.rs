@@ -9,13 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use furt_proto::{
-    names::ServiceName,
-    pattern::Segment,
-    permission::covered,
-    url::UpstreamUrl,
-    v1,
-};
+use furt_proto::{names::ServiceName, pattern::Segment, permission::covered, url::UpstreamUrl, v1};
 
 use crate::{
     claims::{Claim, Claims, method_covers, methods_meet},
@@ -152,7 +146,14 @@ impl Admission {
     }
 
     /// Rule 5 for the addresses that a url stands for. Also asked anew whenever a name is looked up again.
-    pub fn addresses(&self, service: &ServiceName, peer: IpAddr, url: &UpstreamUrl, resolved: &Resolved, machine: &impl Machine) -> Option<Fault> {
+    pub fn addresses(
+        &self,
+        service: &ServiceName,
+        peer: IpAddr,
+        url: &UpstreamUrl,
+        resolved: &Resolved,
+        machine: &impl Machine,
+    ) -> Option<Fault> {
         let never = |message: String| Some(Fault::new("url", Code::Validation, message));
         let addresses = match resolved {
             Ok(addresses) if !addresses.is_empty() => addresses,
@@ -225,6 +226,10 @@ impl Admission {
             format!("{key} {how} {theirs}, held by {holder}{free}")
         };
         let claims = held.claims();
+        // Who holds a route keeps it, also when a wider one has been allowed around it since.
+        if claims.holder(key) == Some(service) {
+            return None;
+        }
         if let Some(claim) = claims.same(key, Some(service)) {
             return Some(held_by(claim, "is the same as"));
         }

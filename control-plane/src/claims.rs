@@ -90,22 +90,30 @@ impl<H: Clone + PartialEq> Claims<H> {
         self.root.remove(&segments, key);
     }
 
+    /// Who holds exactly this key.
+    pub fn holder(&self, key: &RouteKey) -> Option<&H> {
+        let methods = self.hosts(key)?.get(&key.host)?;
+        methods.iter().find(|(method, _)| *method == key.method).map(|(_, holder)| holder)
+    }
+
     /// A route with the same pattern and host whose method meets, held by somebody else.
     pub fn same(&self, key: &RouteKey, own: Option<&H>) -> Option<Claim<H>> {
-        let segments: Vec<_> = key.pattern.segments().collect();
-        let mut node = &self.root;
-        for segment in &segments {
-            self.work.fetch_add(1, Ordering::Relaxed);
-            match segment {
-                Segment::Literal(text) => node = node.literals.get(*text)?,
-                Segment::One => node = node.one.as_deref()?,
-                Segment::Rest => {}
-            }
-        }
-        let hosts = if segments.last() == Some(&Segment::Rest) { &node.rest } else { &node.here };
-        let methods = hosts.get(&key.host)?;
+        let methods = self.hosts(key)?.get(&key.host)?;
         let (method, holder) = methods.iter().find(|(method, holder)| methods_meet(method, &key.method) && Some(holder) != own)?;
         Some(Claim { key: RouteKey { method: method.clone(), ..key.clone() }, holder: holder.clone() })
+    }
+
+    fn hosts(&self, key: &RouteKey) -> Option<&Hosts<H>> {
+        let mut node = &self.root;
+        for segment in key.pattern.segments() {
+            self.work.fetch_add(1, Ordering::Relaxed);
+            match segment {
+                Segment::Literal(text) => node = node.literals.get(text)?,
+                Segment::One => node = node.one.as_deref()?,
+                Segment::Rest => return Some(&node.rest),
+            }
+        }
+        Some(&node.here)
     }
 
     /// The first route for which `wanted` (asked with pattern, host, method and holder) holds among those whose pattern covers that of `key`, itself included.

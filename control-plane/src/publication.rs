@@ -155,7 +155,8 @@ impl Publication {
     /// the version stays. A service that is new, or new again, is published with both its parts, since a part that
     /// is not told stays with a subscriber as it was.
     pub fn publish(&mut self, parts: impl IntoIterator<Item = Encoded>) -> u64 {
-        let changed: Vec<_> = parts.into_iter().filter(|new| self.held.get(&new.part).is_none_or(|held| held.digest != new.digest)).collect();
+        let changed: Vec<_> =
+            parts.into_iter().filter(|new| self.held.get(&new.part).is_none_or(|held| held.digest != new.digest)).collect();
         if changed.is_empty() {
             return self.version;
         }

@@ -291,7 +291,12 @@ impl Services {
     }
 
     /// Makes the probes of a service, or of one instance, due now, and wakes parked ones.
-    pub fn wake(&mut self, name: &ServiceName, id: Option<&InstanceId>, at: Moment) -> Result<Vec<(InstanceId, Option<Transition>)>, Refusal> {
+    pub fn wake(
+        &mut self,
+        name: &ServiceName,
+        id: Option<&InstanceId>,
+        at: Moment,
+    ) -> Result<Vec<(InstanceId, Option<Transition>)>, Refusal> {
         let unknown = |what: String| Refusal::one(Code::NotFound, format!("{what} is not registered"));
         let service = self.services.get(name).ok_or_else(|| unknown(name.to_string()))?;
         let ids: Vec<_> = service.instances.keys().filter(|other| id.is_none_or(|id| id == *other)).cloned().collect();
@@ -507,7 +512,12 @@ fn instance_mut<'s>(services: &'s mut BTreeMap<ServiceName, Service>, name: &Ser
     services.get_mut(name)?.instances.get_mut(id)
 }
 
-fn reschedule(schedule: &mut BTreeMap<(Instant, u32), (ServiceName, InstanceId)>, name: &ServiceName, instance: &mut Instance, policy: &Policy) {
+fn reschedule(
+    schedule: &mut BTreeMap<(Instant, u32), (ServiceName, InstanceId)>,
+    name: &ServiceName,
+    instance: &mut Instance,
+    policy: &Policy,
+) {
     let next = instance.next_due(policy);
     if next == instance.scheduled_at {
         return;

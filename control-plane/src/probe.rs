@@ -1,0 +1,145 @@
+//! One probe over HTTP/1.1: a connection of its own to a checked address, one GET, no redirect (DESIGN §5, §7).
+//!
+//! Here: the request, what counts as an answer, whose fault a failure is. Not here: when, and what follows.
+
+use std::{error::Error, future::pending, io, net::SocketAddr, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    monitor::Probe,
+    services::{Seen, Ticket},
+};
+
+const USER_AGENT: &str = concat!("furt/", env!("CARGO_PKG_VERSION"));
+/// Bytes of an answer's head: what a health endpoint says fits well.
+const MOST_HEAD: usize = 16 * 1024;
+/// Bytes of an answer's body that are read and thrown away before the connection is closed under it.
+const MOST_BODY: usize = 64 * 1024;
+/// And for how long: an endpoint that streams without end has answered all the same.
+const LONGEST_BODY: Duration = Duration::from_millis(250);
+
+/// Probes over HTTP/1.1.
+#[derive(Debug, Default)]
+pub struct HttpProbe;
+
+impl Probe for HttpProbe {
+    async fn check(&self, ticket: &Ticket, epoch: &str, timeout: Duration) -> Seen {
+        match ask(ticket, epoch, timeout).await {
+            Ok(took) => Seen::Answered(took),
+            Err(Failure::Theirs(why)) => Seen::Missed(why),
+            Err(Failure::Ours(why)) => Seen::Unable(why),
+        }
+    }
+}
+
+enum Failure {
+    Theirs(String),
+    Ours(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if is_ours(&error) { Self::Ours(error.to_string()) } else { Self::Theirs(error.to_string()) }
+    }
+}
+
+/// Errors that say something about this machine and nothing about the instance.
+fn is_ours(error: &io::Error) -> bool {
+    // ENOMEM 12, ENFILE 23, EMFILE 24, ENOBUFS 105 on Linux.
+    error.kind() == io::ErrorKind::AddrNotAvailable || matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+}
+
+impl From<hyper::Error> for Failure {
+    fn from(error: hyper::Error) -> Self {
+        let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        match cause {
+            Some(io) if is_ours(io) => Self::Ours(io.to_string()),
+            Some(io) => Self::Theirs(format!("{error}: {io}")),
+            None => Self::Theirs(error.to_string()),
+        }
+    }
+}
+
+/// How long the head of a 2xx took.
+async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration) -> Result<Duration, Failure> {
+    let began = Instant::now();
+    let stream = connect(&ticket.addresses, timeout).await?;
+    let (mut sender, connection) = http1::Builder::new().max_buf_size(MOST_HEAD).handshake(TokioIo::new(stream)).await?;
+    // The connection is driven here and closed with this future, so that no probe outlives its check.
+    let mut connection = pin!(connection.fuse());
+    let mut answer = pin!(sender.send_request(request(ticket, epoch)?));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer?,
+        ended = &mut connection => {
+            ended?;
+            // All was read; the answer is on its way through the channel.
+            answer.await?
+        }
+    };
+    let (took, status) = (began.elapsed(), answer.status());
+    if !status.is_success() {
+        return Err(Failure::Theirs(format!("answered {status}")));
+    }
+    tokio::select! {
+        () = drain(answer.into_body()) => {}
+        () = async { let _ = connection.await; pending().await } => {}
+        () = sleep(LONGEST_BODY) => {}
+    }
+    Ok(took)
+}
+
+/// The first of the checked addresses that takes a connection. Each gets its share of the time.
+async fn connect(addresses: &[SocketAddr], timeout: Duration) -> Result<TcpStream, Failure> {
+    let share = timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut last = Failure::Theirs("the url has no checked address".into());
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // One small segment each way: there is nothing to collect.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error.into(),
+            Err(_) => last = Failure::Theirs(format!("no connection to {address} in time")),
+        }
+    }
+    Err(last)
+}
+
+fn request(ticket: &Ticket, epoch: &str) -> Result<Request<Empty<Bytes>>, Failure> {
+    let registration = &ticket.registration;
+    // Host is the url's, whatever address was connected to.
+    let request = Request::get(format!("{}{}", registration.url.base(), registration.health_endpoint))
+        .header(header::HOST, registration.url.authority())
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::ACCEPT, "*/*")
+        .header(header::CONNECTION, HeaderValue::from_static("close"))
+        .header("X-Furt-Epoch", epoch)
+        .header("X-Furt-Registered", HeaderValue::from_static("true"))
+        .body(Empty::new());
+    request.map_err(|error| Failure::Ours(error.to_string()))
+}
+
+/// Reads a body to its end or its bound. What it says, and whether it ends well, is nothing to a probe: the status
+/// has been given. Reading it spares the service an error on its side.
+async fn drain(mut body: Incoming) {
+    let mut left = MOST_BODY;
+    while let Some(Ok(frame)) = body.frame().await {
+        let size = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(size) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
