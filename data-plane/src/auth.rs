@@ -31,13 +31,16 @@ pub struct Caller {
     pub unusable: Option<Arc<str>>,
 }
 
+/// A key's digest and whose it is.
+type Known = ([u8; 32], Arc<Caller>);
+
 /// Every caller, by key and by name. Only digests of keys are held.
 #[derive(Debug, Default)]
 pub struct Keys {
     callers: Vec<Arc<Caller>>,
     names: HashMap<Arc<str>, Arc<Caller>>,
     /// By the first eight bytes of the digest; what is found is compared in constant time.
-    digests: HashMap<u64, Vec<([u8; 32], Arc<Caller>)>, foldhash::fast::RandomState>,
+    digests: HashMap<u64, Vec<Known>, foldhash::fast::RandomState>,
 }
 
 impl Keys {

@@ -68,9 +68,9 @@ pub fn tier(instance: &Instance, route: &Route, now: u64) -> Result<Tier, &'stat
         return Err("drained");
     }
     match instance.status {
-        Status::Down if instance.parked => return Err("down, pings have stopped"),
-        Status::Down => return Err("down"),
-        _ if instance.state.is_aside(now) => return Ok(Tier::Aside),
+        Status::Down if instance.parked => Err("down, pings have stopped"),
+        Status::Down => Err("down"),
+        _ if instance.state.is_aside(now) => Ok(Tier::Aside),
         Status::Up if !instance.suspect => Ok(Tier::Up),
         _ => Ok(Tier::Doubtful),
     }
@@ -112,7 +112,99 @@ pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried
         hit
     })?;
     // Requests in flight for each unit of weight; the draw was weighted already, so equal loads keep the first.
-    let load = |instance: &Instance| u64::from(instance.state.in_flight.load(Ordering::Relaxed) + 1);
+    let load = |instance: &Instance| u64::from(instance.state.in_flight.load(Ordering::Relaxed));
     let (first, second) = (load(one) * u64::from(two.weight), load(two) * u64::from(one.weight));
     Some(if second < first { two } else { one })
+}
+
+#[cfg(test)]
+mod tests {
+    use furt_proto::names::RouteHost;
+
+    use super::*;
+    use crate::{
+        table::{Access, Declared},
+        view::Protocol,
+    };
+
+    fn instance(number: u32, status: Status, weight: u32) -> Arc<Instance> {
+        Arc::new(Instance {
+            number,
+            id: "default".into(),
+            url: "http://127.0.0.1:1".parse().unwrap(),
+            addresses: vec![],
+            status,
+            weight,
+            protocol: Protocol::Http1,
+            parked: false,
+            suspect: false,
+            drained: false,
+            registration_id: "r".into(),
+            state: Arc::default(),
+            key: u64::from(number),
+            authority: http::HeaderValue::from_static("a"),
+        })
+    }
+
+    fn route(instances: Declared) -> Route {
+        Route {
+            service: "s".into(),
+            slot: 0,
+            host: RouteHost::Any,
+            method: "GET".parse().unwrap(),
+            pattern: "/*".parse().unwrap(),
+            access: Access::Public,
+            timeout: None,
+            instances,
+            is_static: false,
+            set_headers: vec![],
+        }
+    }
+
+    fn counts(instances: &[Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> [usize; 4] {
+        let mut counts = [0; 4];
+        for _ in 0..4000 {
+            if let Some(instance) = choose(instances, route, now, tried) {
+                counts[instance.number as usize] += 1;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn up_serves_first_then_unknown_and_down_never() {
+        let all = [instance(0, Status::Down, 100), instance(1, Status::Unknown, 100), instance(2, Status::Up, 100)];
+        let any = route(Declared::All);
+        assert_eq!(counts(&all, &any, 1, &[]), [0, 0, 4000, 0]);
+        assert_eq!(counts(&all, &any, 1, &[2]), [0, 4000, 0, 0]);
+        assert_eq!(counts(&all, &any, 1, &[2, 1]), [0; 4]);
+        assert_eq!(counts(&all, &route(Declared::Only([0, 1].into())), 1, &[]), [0, 4000, 0, 0]);
+        assert_eq!(counts(&all[..1], &any, 1, &[]), [0; 4]);
+    }
+
+    #[test]
+    fn a_failed_connect_sets_aside_while_another_is_eligible() {
+        let all = [instance(0, Status::Up, 100), instance(1, Status::Up, 100)];
+        let any = route(Declared::All);
+        all[0].state.connect_failed(1);
+        assert_eq!(counts(&all, &any, 2, &[]), [0, 4000, 0, 0]);
+        assert_eq!(counts(&all, &any, 2, &[1])[0], 4000, "better than none");
+        assert!(counts(&all, &any, 1 + SECOND, &[])[0] > 0, "a second later");
+        all[0].state.connect_failed(1);
+        assert!(all[0].state.is_aside(2 * SECOND) && !all[0].state.is_aside(1 + 2 * SECOND), "then two seconds");
+        (0..70).for_each(|_| all[0].state.connect_failed(1));
+        assert!(all[0].state.is_aside(30 * SECOND) && !all[0].state.is_aside(1 + 30 * SECOND), "never more than thirty");
+        all[0].state.connected();
+        assert!(!all[0].state.is_aside(2));
+    }
+
+    #[test]
+    fn weights_share_and_the_busier_of_two_is_spared() {
+        let all = [instance(0, Status::Up, 100), instance(1, Status::Up, 300)];
+        let any = route(Declared::All);
+        let [light, heavy, ..] = counts(&all, &any, 1, &[]);
+        assert!((800..1200).contains(&light) && light + heavy == 4000, "{light}");
+        all[1].state.in_flight.store(50, Ordering::Relaxed);
+        assert_eq!(counts(&all, &any, 1, &[]), [4000, 0, 0, 0]);
+    }
 }

@@ -9,15 +9,15 @@ use crate::{
     access_log::Line,
     client_io::Watch,
     table::Route,
-    view::{Instance, View},
-    worker::{Connection, Worker},
+    view::Instance,
+    worker::{Connection, Held, Worker},
 };
 
 /// The record of a request under way. Dropping it counts and logs the request.
 pub struct Exchange {
     worker: Rc<Worker>,
     watch: Rc<Watch>,
-    view: Rc<Arc<View>>,
+    view: Rc<Held>,
     method: Method,
     client: IpAddr,
     started: u64,
@@ -38,7 +38,7 @@ impl Exchange {
     /// Begins with the head of a request.
     pub fn new<B>(
         connection: &Connection,
-        view: &Rc<Arc<View>>,
+        view: &Rc<Held>,
         request: &Request<B>,
         client: IpAddr,
         started: u64,

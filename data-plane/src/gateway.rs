@@ -14,7 +14,6 @@ use furt_proto::{
     envelope,
     path::{PathFault, canonical},
     rate::Verdict,
-    v1,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
@@ -462,15 +461,7 @@ impl Attempt<'_> {
         };
         instance.state.connect_failed(worker.coarse.now());
         debug!(service = %self.service.name, instance = %instance.id, reason, "cannot connect");
-        if !self.service.is_static {
-            // When the reports back up, those that are there will do.
-            let _ = worker.shared.suspicions.try_send(v1::Suspicion {
-                service: self.service.name.to_string(),
-                instance: instance.number,
-                registration_id: instance.registration_id.to_string(),
-                reason,
-            });
-        }
+        worker.shared.suspicions.report(self.service, instance, &reason);
         Ok(None)
     }
 

@@ -406,7 +406,7 @@ fn server_timing(gateway_ns: u64, upstream_ns: Option<u64>) -> HeaderValue {
 
 /// Milliseconds with one decimal.
 fn put_tenths(nanos: u64, put: &mut impl FnMut(&[u8])) {
-    let mut tenths = (nanos + 50_000) / 100_000;
+    let mut tenths = nanos.saturating_add(50_000) / 100_000;
     let mut digits = [b'0'; 22];
     let mut at = digits.len();
     let mut push = |digit: u8| {
@@ -470,3 +470,6 @@ fn allowed_in_trailers(name: &str) -> bool {
     );
     !forbidden && !name.starts_with(':') && kind(name) == Kind::Through
 }
+
+#[cfg(test)]
+mod tests;

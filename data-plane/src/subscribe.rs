@@ -135,7 +135,7 @@ fn position(view: &View, resync: bool) -> v1::WatchRequest {
 /// The task that keeps [`Current`] up to date. `T`: the snapshot service itself, or a channel to it.
 pub struct Subscriber<T> {
     client: SnapshotServiceClient<T>,
-    current: Arc<Current>,
+    current: Current,
     suspicions: Suspicions,
 }
 
@@ -176,7 +176,7 @@ where
     <T::ResponseBody as http_body::Body>::Error: Into<tonic::codegen::StdError> + Send,
 {
     /// Follows over `client`, installs into `current`, sends back what is left in `suspicions`.
-    pub fn new(client: SnapshotServiceClient<T>, current: Arc<Current>, suspicions: Suspicions) -> Self {
+    pub fn new(client: SnapshotServiceClient<T>, current: Current, suspicions: Suspicions) -> Self {
         Self { client: client.max_decoding_message_size(MAX_MESSAGE), current, suspicions }
     }
 

@@ -18,13 +18,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use furt_proto::v1;
 use http::{HeaderMap, HeaderValue};
 use hyper::{server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, mpsc},
+    sync::Notify,
     task::LocalSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +40,7 @@ use crate::{
     headers::Via,
     health::{self, HealthCache},
     metrics::{Counters, ServiceMetrics},
+    subscribe::Suspicions,
     upstream::{Pool, RetryBudget},
     view::{Current, CurrentCache, View},
 };
@@ -62,7 +62,6 @@ const BACKLOG: i32 = 4096;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What all workers share.
-#[derive(Debug)]
 pub struct Shared {
     /// What they were told.
     pub config: Config,
@@ -81,7 +80,7 @@ pub struct Shared {
     /// `/health` as last rendered.
     pub health: HealthCache,
     /// Where instances that refused a connection are told.
-    pub suspicions: mpsc::Sender<v1::Suspicion>,
+    pub suspicions: Suspicions,
     /// Readiness is false: furt is stopping.
     pub draining: AtomicBool,
     /// Whether the log has said where `/internal/` lives.
@@ -102,7 +101,6 @@ impl Shared {
 }
 
 /// The data plane, bound and not yet running.
-#[derive(Debug)]
 pub struct DataPlane {
     shared: Arc<Shared>,
     listeners: Vec<StdListener>,
@@ -111,11 +109,11 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// Binds the public listener, one socket for each worker. `suspicions` gets the instances that
-    /// could not be connected to; when it is full they are dropped.
+    /// could not be connected to.
     ///
     /// # Errors
     /// When the address is taken, also by another furt.
-    pub fn bind(config: Config, current: Current, suspicions: mpsc::Sender<v1::Suspicion>) -> io::Result<Self> {
+    pub fn bind(config: Config, current: Current, suspicions: Suspicions) -> io::Result<Self> {
         // SO_REUSEPORT would let a second furt share the address in silence, so ask without it first.
         let address = socket(config.listen, false)?.local_addr()?;
         let listeners = (0..config.workers.max(1)).map(|_| socket(address, true)).collect::<io::Result<Vec<_>>>()?;
@@ -197,9 +195,19 @@ fn run(shared: Arc<Shared>, number: usize, listener: StdListener, log: Option<ac
     });
 }
 
+/// A view as one worker's requests hold it: taking it costs no counter that other workers touch.
+pub struct Held(Arc<View>);
+
+impl std::ops::Deref for Held {
+    type Target = View;
+    fn deref(&self) -> &View {
+        &self.0
+    }
+}
+
 struct Seen {
     cache: CurrentCache,
-    view: Rc<Arc<View>>,
+    view: Rc<Held>,
 }
 
 /// One worker's own.
@@ -227,7 +235,7 @@ pub struct Worker {
 impl Worker {
     fn new(shared: Arc<Shared>, number: usize, log: Option<access_log::Log>) -> Rc<Self> {
         let coarse = Rc::new(Coarse::new(shared.clock));
-        let seen = Seen { cache: shared.current.cache(), view: Rc::new(shared.current.load()) };
+        let seen = Seen { cache: shared.current.cache(), view: Rc::new(Held(shared.current.load())) };
         Rc::new(Self {
             number,
             retries: RetryBudget::new(coarse.now()),
@@ -244,11 +252,11 @@ impl Worker {
     }
 
     /// The view in force. The counter of the shared pointer is touched only when the view changes.
-    pub fn view(&self) -> Rc<Arc<View>> {
+    pub fn view(&self) -> Rc<Held> {
         let seen = &mut *self.seen.borrow_mut();
         let current = seen.cache.load();
-        if !Arc::ptr_eq(current, &seen.view) {
-            seen.view = Rc::new(current.clone());
+        if !Arc::ptr_eq(current, &seen.view.0) {
+            seen.view = Rc::new(Held(current.clone()));
         }
         seen.view.clone()
     }

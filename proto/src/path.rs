@@ -110,11 +110,10 @@ struct Encoded {
 
 impl Encoded {
     fn take(&mut self, value: u8) -> Result<(), PathFault> {
-        let overlong = match (self.lead, value) {
-            (_, 0xC0 | 0xC1) => true,
-            (0xE0, 0x80..=0x9F) | (0xF0, 0x80..=0x8F) | (0xF8, 0x80..=0x87) | (0xFC, 0x80..=0x83) => true,
-            _ => false,
-        };
+        let overlong = matches!(
+            (self.lead, value),
+            (_, 0xC0 | 0xC1) | (0xE0, 0x80..=0x9F) | (0xF0, 0x80..=0x8F) | (0xF8, 0x80..=0x87) | (0xFC, 0x80..=0x83)
+        );
         self.lead = value;
         if overlong { Err(PathFault::Overlong) } else { Ok(()) }
     }

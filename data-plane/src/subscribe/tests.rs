@@ -55,7 +55,7 @@ impl Session {
 }
 
 struct World {
-    current: Arc<Current>,
+    current: Current,
     suspicions: Suspicions,
     sessions: mpsc::Receiver<Session>,
     shutdown: CancellationToken,
@@ -66,7 +66,7 @@ struct World {
 impl World {
     fn start() -> Self {
         let (sender, sessions) = mpsc::channel(1);
-        let current = Arc::new(Current::new(View::empty(1)));
+        let current = Current::new(View::empty(1));
         let (suspicions, shutdown) = (Suspicions::default(), CancellationToken::new());
         let client = SnapshotServiceClient::new(SnapshotServiceServer::new(Fake(sender)));
         let subscriber = Subscriber::new(client, current.clone(), suspicions.clone());
