@@ -1,2 +1,44 @@
-//! The `furt` program.
-fn main() {}
+//! The `furt` program: arguments, config, logs, start, wait, drain.
+//!
+//! Not here: what the commands say ([`cli`]), what runs ([`furt::Furt`]).
+
+use std::{path::Path, process::ExitCode};
+
+use clap::Parser;
+use furt::{Furt, config};
+use tracing::warn;
+
+mod cli;
+
+use cli::{Command, Failure};
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let done = match &arguments.command {
+        Command::Run => run(arguments.config.as_deref()),
+        _ => cli::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.tell();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `furt run`: until SIGTERM or SIGINT, then what is in flight is finished.
+fn run(named: Option<&Path>) -> Result<(), Failure> {
+    let config = config::load(named)?;
+    cli::logging::install(config.log);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    cli::process::raise_descriptor_limit();
+    cli::process::runtime()?.block_on(async {
+        let shutdown = cli::process::shutdown_on_signals()?;
+        let furt = Furt::bind(config).await?;
+        furt.run(shutdown).await?;
+        Ok(())
+    })
+}

@@ -1,0 +1,257 @@
+//! `furt register`, `services`, `routes`, `explain`: questions to the internal listener of a running furt.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use furt::config;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde_json::Value;
+
+use super::{
+    Arguments, Command, Failure,
+    client::{Answer, encoded, send},
+    table::{shown, table},
+};
+
+/// The variable with the bearer token for a listener that asks for one.
+const TOKEN: &str = "FURT_TOKEN";
+
+/// Asks, and prints the answer for people or, with `--json`, as it came.
+pub async fn ask(arguments: &Arguments, command: &Command) -> Result<(), Failure> {
+    let (method, target, body) = question(command)?;
+    let address = gateway(arguments);
+    let answer = send(&address, method, &target, headers()?, body).await.map_err(|error| Failure::new(format!("furt: {error}")))?;
+    let json = answer.json();
+    let success = answer.status.is_success() && json.get("success") == Some(&Value::Bool(true));
+    if arguments.json {
+        println!("{}", String::from_utf8_lossy(&answer.body).trim_end());
+        return if success { Ok(()) } else { Err(Failure::told()) };
+    }
+    if !success {
+        return Err(refused(&answer, &json, &address));
+    }
+    println!("{}", told(command, &json));
+    Ok(())
+}
+
+fn question(command: &Command) -> Result<(Method, String, Bytes), Failure> {
+    let get = |target: String| Ok((Method::GET, target, Bytes::new()));
+    match command {
+        Command::Register { file, dry_run } => {
+            let target = if *dry_run { "/internal/register-service?dry_run=true" } else { "/internal/register-service" };
+            let body = if file.as_os_str() == "-" {
+                let mut body = Vec::new();
+                std::io::stdin().read_to_end(&mut body).map(|_| body)
+            } else {
+                std::fs::read(file)
+            };
+            let body = body.map_err(|error| Failure::new(format!("furt: cannot read {}: {error}", file.display())))?;
+            Ok((Method::POST, target.into(), body.into()))
+        }
+        Command::Services { name: Some(name) } => get(format!("/internal/services/{}", encoded(name))),
+        Command::Services { name: None } => get("/internal/services".into()),
+        Command::Explain { method, path, host, key_name } => {
+            let mut target = format!("/internal/explain?method={}&path={}", encoded(method), encoded(path));
+            for (name, value) in [("host", host), ("key_name", key_name)] {
+                if let Some(value) = value {
+                    target.push_str(&format!("&{name}={}", encoded(value)));
+                }
+            }
+            get(target)
+        }
+        _ => get("/internal/routes".into()),
+    }
+}
+
+/// Where to ask: `--gateway`, else what furt.conf says.
+fn gateway(arguments: &Arguments) -> String {
+    match &arguments.gateway {
+        Some(given) => given.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+        None => config::gateway_address(arguments.config.as_deref()).to_string(),
+    }
+}
+
+fn headers() -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    if let Ok(token) = std::env::var(TOKEN) {
+        let value = HeaderValue::from_str(&format!("Bearer {token}"));
+        let mut value = value.map_err(|_| Failure::new(format!("furt: {TOKEN} must be visible ASCII")))?;
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    Ok(headers)
+}
+
+/// What furt refused, every fault of it, and what to do about it.
+fn refused(answer: &Answer, json: &Value, address: &str) -> Failure {
+    let Some(error) = json.get("error").and_then(Value::as_str) else {
+        let status = answer.status;
+        return Failure::new(format!("furt: {address} answered {status}, but not as furt does; --gateway names another address"));
+    };
+    let mut lines = vec![format!("refused: {} ({}, {})", shown(error), text(json, "code"), answer.status.as_u16())];
+    for detail in json.get("details").and_then(Value::as_array).into_iter().flatten() {
+        let field = text(detail, "field");
+        let place = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        lines.push(format!("  {place}{} ({})", text(detail, "message"), text(detail, "code")));
+    }
+    match answer.status {
+        StatusCode::UNAUTHORIZED => lines.push(format!("set {TOKEN} to a token that furt.conf knows ([token \"name\"])")),
+        StatusCode::TOO_MANY_REQUESTS => {
+            let seconds = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or("a few");
+            lines.push(format!("try again in {} s", shown(seconds)));
+        }
+        _ => {}
+    }
+    Failure::new(lines.join("\n"))
+}
+
+fn told(command: &Command, json: &Value) -> String {
+    let data = json.get("data").unwrap_or(&Value::Null);
+    match command {
+        Command::Register { .. } => registered(json, data),
+        Command::Services { name: None } => match list(data, "services") {
+            [] => "no service is registered".into(),
+            services => instances(services),
+        },
+        Command::Services { .. } => {
+            let service = data.get("service").unwrap_or(&Value::Null);
+            format!("{}\n\n{}", instances(std::slice::from_ref(service)), routes(list(service, "routes")))
+        }
+        Command::Explain { .. } => explained(data),
+        _ => match list(data, "routes") {
+            [] => "no routes".into(),
+            found => routes(found),
+        },
+    }
+}
+
+fn registered(json: &Value, data: &Value) -> String {
+    let mut lines = vec![text(json, "message")];
+    for (name, key) in [("instance", "instance"), ("registration", "registration_id"), ("status", "status")] {
+        lines.push(format!("  {name}: {}", text(data, key)));
+    }
+    lines.push(format!("  repeat it every {} s", text(data, "renew_after_seconds")));
+    for warning in list(data, "warnings") {
+        lines.push(format!("  warning: {}", text(warning, "message")));
+    }
+    lines.join("\n")
+}
+
+fn instances(services: &[Value]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        list(service, "instances").iter().map(move |instance| {
+            let parked = if instance.get("parked") == Some(&Value::Bool(true)) { " (parked)" } else { "" };
+            vec![
+                text(service, "service"),
+                format!("{}{parked}", text(instance, "status")),
+                text(instance, "id"),
+                text(instance, "url"),
+                text(instance, "last_ping"),
+                text(instance, "response_time_ms"),
+                text(instance, "consecutive_failures"),
+                text(instance, "last_error"),
+            ]
+        })
+    });
+    table(&["SERVICE", "STATUS", "INSTANCE", "URL", "LAST PING", "MS", "FAILURES", "LAST ERROR"], &rows.collect::<Vec<_>>())
+}
+
+fn routes(routes: &[Value]) -> String {
+    let rows = routes.iter().map(|route| {
+        let yes = |key: &str| route.get(key) == Some(&Value::Bool(true));
+        let permission = match text(route, "permission") {
+            _ if yes("public") => "(public)".into(),
+            permission if permission.is_empty() => "(any key)".into(),
+            permission => permission,
+        };
+        let state = if yes("active") { "active" } else { "withdrawn" };
+        let kind = if yes("static") { "static" } else { "registered" };
+        vec![text(route, "service"), text(route, "method"), text(route, "host"), text(route, "path"), permission, kind.into(), state.into()]
+    });
+    table(&["SERVICE", "METHOD", "HOST", "PATH", "PERMISSION", "KIND", "STATE"], &rows.collect::<Vec<_>>())
+}
+
+fn explained(data: &Value) -> String {
+    let part = |key: &str| data.get(key).filter(|value| !value.is_null());
+    let mut lines = vec![format!("canonical path  {}", text(data, "canonical_path"))];
+    if let Some(outcome) = part("outcome") {
+        let status = match outcome.get("status").and_then(Value::as_u64) {
+            Some(0) | None => "forwarded".to_owned(),
+            Some(status) => format!("{status} {}", text(outcome, "code")),
+        };
+        lines.push(format!("outcome         {status}"));
+    }
+    if let Some(key) = part("key") {
+        let verdict = if key.get("allowed") == Some(&Value::Bool(true)) { "allowed" } else { "not allowed" };
+        let name = text(key, "name");
+        lines.push(format!("key             {}: {verdict}, {}", if name.is_empty() { "none" } else { &name }, text(key, "reason")));
+    }
+    let candidates = list(data, "candidates").iter().map(|candidate| {
+        let won = if candidate.get("won") == Some(&Value::Bool(true)) { "won" } else { "lost" };
+        let place = |key: &str| text(candidate, key);
+        vec![won.into(), place("service"), place("method"), place("host"), place("pattern"), place("permission"), place("reason")]
+    });
+    let candidates: Vec<_> = candidates.collect();
+    if !candidates.is_empty() {
+        lines.push(String::new());
+        lines.push(table(&["ROUTE", "SERVICE", "METHOD", "HOST", "PATTERN", "PERMISSION", "WHY"], &candidates));
+    }
+    let instances = list(data, "instances").iter().map(|instance| {
+        let eligible = if instance.get("eligible") == Some(&Value::Bool(true)) { "yes" } else { "no" };
+        vec![text(instance, "id"), text(instance, "status"), eligible.into(), text(instance, "url"), text(instance, "reason")]
+    });
+    let instances: Vec<_> = instances.collect();
+    if !instances.is_empty() {
+        lines.push(String::new());
+        lines.push(table(&["INSTANCE", "STATUS", "ELIGIBLE", "URL", "WHY"], &instances));
+    }
+    lines.join("\n")
+}
+
+/// The explanation that `explain` prints, for other commands.
+pub fn explanation(answer: &Answer) -> String {
+    explained(answer.json().get("data").unwrap_or(&Value::Null))
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A field for people: text as it is, null as nothing.
+fn text(value: &Value, key: &str) -> String {
+    match value.get(key) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => shown(text),
+        Some(other) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_refusal_tells_every_fault_and_the_next_step() {
+        let body = json!({"success": false, "error": "2 faults", "code": "VALIDATION_ERROR", "request_id": "1", "details": [
+            {"field": "url", "code": "VALIDATION_ERROR", "message": "is missing"},
+            {"field": "", "code": "ROUTE_CONFLICT", "message": "taken"},
+        ]});
+        let answer = Answer { status: StatusCode::UNAUTHORIZED, headers: HeaderMap::new(), body: body.to_string().into() };
+        let said = format!("{:?}", refused(&answer, &answer.json(), "a:1"));
+        for part in ["2 faults (VALIDATION_ERROR, 401)", "url: is missing (VALIDATION_ERROR)", "  taken (ROUTE_CONFLICT)", TOKEN] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+
+    #[test]
+    fn services_and_routes_are_tables() {
+        let service = json!({"service": "sagjan", "status": "DOWN", "instances": [{"id": "default", "url": "http://h", "status": "DOWN",
+            "parked": true, "consecutive_failures": 10, "last_ping": "2025-11-14T20:30:00Z", "response_time_ms": null, "last_error": "x"}],
+            "routes": [{"service": "sagjan", "method": "GET", "host": "", "path": "/a/*", "permission": "a:b", "active": false}]});
+        let shown = told(&Command::Services { name: Some("sagjan".into()) }, &json!({"data": {"service": service}}));
+        assert!(shown.contains("DOWN (parked)  default   http://h  2025-11-14T20:30:00Z      10        x"), "{shown}");
+        assert!(shown.contains("sagjan   GET           /a/*  a:b         registered  withdrawn"), "{shown}");
+        assert_eq!(told(&Command::Services { name: None }, &json!({"data": {"services": []}})), "no service is registered");
+    }
+}

@@ -1,0 +1,224 @@
+//! furt in one process: the control plane and the data plane, bound and run together.
+//!
+//! Here: the one place that knows both planes, and the order of start and stop. Not here: decisions
+//! of either plane, the command line. In [`config`], what both are told.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use furt_control_plane::{
+    listener::{Internal, Observer},
+    monitor::{HttpProbe, Monitor},
+    registry::Registry,
+    snapshots::Snapshots,
+};
+use furt_data_plane::{
+    explain::explain,
+    metrics::DataPlaneCollector,
+    subscribe::{Subscriber, Suspicions},
+    view::{Current, View},
+    worker::{DataPlane, Shared},
+};
+use furt_proto::{
+    time::unix_ms_now,
+    v1::{self, snapshot_service_client::SnapshotServiceClient, snapshot_service_server::SnapshotServiceServer},
+};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+pub mod config;
+
+use config::Config;
+
+/// Both planes, bound and not yet running.
+pub struct Furt {
+    data: DataPlane,
+    internal: Option<Internal>,
+    internal_addr: Option<SocketAddr>,
+    registry: Registry,
+    subscriber: Subscriber<SnapshotServiceServer<Snapshots>>,
+    monitor: Monitor<HttpProbe>,
+}
+
+/// A listener that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({key} in furt.conf): {error}{}", next_step(error))]
+pub struct BindError {
+    address: SocketAddr,
+    key: &'static str,
+    error: io::Error,
+}
+
+fn next_step(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => ". Is another furt running? Stop it, or choose another port",
+        io::ErrorKind::PermissionDenied => ". Choose a port from 1024, or let furt bind lower ones (CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::AddrNotAvailable => ". Choose an address of this machine",
+        _ => "",
+    }
+}
+
+/// A part that ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("furt stopped: {0}")]
+pub struct RunError(String);
+
+impl Furt {
+    /// Binds both listeners and puts the planes together; nothing is accepted yet. Port 0 takes a free
+    /// port, see [`Furt::public_addr`]. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// When an address cannot be had.
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
+        let Config { enabled, mut control, mut data, .. } = config;
+        let failed = |address, key| move |error| BindError { address, key, error };
+
+        // Each plane is told where the other one really listens, so sockets come before planes.
+        let socket = match enabled {
+            true => Some(TcpListener::bind(control.listen).await.map_err(failed(control.listen, "[gateway] listen"))?),
+            false => None,
+        };
+        let internal_addr = socket.as_ref().map(TcpListener::local_addr).transpose().map_err(failed(control.listen, "[gateway] listen"))?;
+        data.internal = internal_addr;
+        control.listen = internal_addr.unwrap_or(control.listen);
+
+        let current = Current::new(View::empty(data.workers));
+        let suspicions = Suspicions::default();
+        let public = data.listen;
+        let data = DataPlane::bind(data, current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
+        control.public = Some(data.local_addr());
+
+        let registry = Registry::new(control);
+        let observer = Arc::new(Seen::new(data.shared()));
+        let internal = socket.map(|socket| Internal::on(socket, registry.clone(), observer)).transpose();
+        let internal = internal.map_err(failed(internal_addr.unwrap_or(public), "[gateway] listen"))?;
+
+        // The generated client over the service itself: no socket, but all else is as over one.
+        let client = SnapshotServiceClient::new(SnapshotServiceServer::new(registry.snapshots()));
+        let subscriber = Subscriber::new(client, current, suspicions);
+        let monitor = Monitor::new(registry.clone(), HttpProbe);
+        Ok(Self { data, internal, internal_addr, registry, subscriber, monitor })
+    }
+
+    /// Where callers are served.
+    pub fn public_addr(&self) -> SocketAddr {
+        self.data.local_addr()
+    }
+
+    /// Where services register; `None` with `[gateway] enabled = false`.
+    pub fn internal_addr(&self) -> Option<SocketAddr> {
+        self.internal_addr
+    }
+
+    /// Serves until `shutdown`, then lets what is in flight finish, for up to 30 s.
+    ///
+    /// Nothing is accepted before the static routes and keys are installed. On the way down the public
+    /// listener goes first; the internal one tells of it (not ready) until the last request is done.
+    ///
+    /// # Errors
+    /// When a part of furt ends by a fault of its own.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let (public, internal) = (self.public_addr(), self.internal_addr);
+        let shared = self.data.shared();
+        let rest = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.subscriber.run(rest.clone()));
+        installed(&shared).await;
+        tasks.spawn(self.monitor.run(rest.clone()));
+        if let Some(listener) = self.internal {
+            tasks.spawn(listener.run(rest.clone()));
+        }
+        tell(public, internal);
+
+        let serving = self.data.run(shutdown.clone());
+        tokio::pin!(serving);
+        let mut ended = tokio::select! {
+            ended = &mut serving => ended.map_err(|error| RunError(error.to_string())),
+            Some(task) = tasks.join_next() => {
+                // Without one of its tasks furt would serve what is no longer true.
+                let why = task.err().map_or("a task ended".into(), |fault| fault.to_string());
+                error!(%why, "a part of furt ended; shutting down");
+                shutdown.cancel();
+                let _ = serving.await;
+                Err(RunError(why))
+            }
+        };
+        rest.cancel();
+        self.registry.close();
+        while let Some(task) = tasks.join_next().await {
+            if let Err(fault) = task {
+                ended = ended.and(Err(RunError(fault.to_string())));
+            }
+        }
+        info!("furt stopped");
+        ended
+    }
+}
+
+impl fmt::Debug for Furt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Furt").field("public", &self.public_addr()).field("internal", &self.internal_addr).finish_non_exhaustive()
+    }
+}
+
+/// The first snapshot comes from this process, so it is there within moments.
+async fn installed(shared: &Shared) {
+    while !shared.current.load().is_ready() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn tell(public: SocketAddr, internal: Option<SocketAddr>) {
+    match internal {
+        Some(internal) => info!(%public, %internal, "furt listening"),
+        None => info!(%public, "furt listening"),
+    }
+}
+
+/// What the internal listener shows of the data plane.
+struct Seen {
+    shared: Arc<Shared>,
+    metrics: prometheus_client::registry::Registry,
+}
+
+impl Seen {
+    fn new(shared: Arc<Shared>) -> Self {
+        let mut metrics = prometheus_client::registry::Registry::default();
+        metrics.register_collector(Box::new(DataPlaneCollector(shared.clone())));
+        Self { shared, metrics }
+    }
+}
+
+impl Observer for Seen {
+    fn health(&self, full: bool) -> Bytes {
+        self.shared.health.body(&self.shared.current.load(), full, Instant::now())
+    }
+
+    fn live(&self) -> bool {
+        true
+    }
+
+    fn ready(&self) -> bool {
+        !self.shared.draining.load(Ordering::Relaxed) && self.shared.current.load().is_ready()
+    }
+
+    fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, String> {
+        Ok(explain(&self.shared.current.load(), request, self.shared.clock.now(), unix_ms_now() / 1000))
+    }
+
+    fn metrics(&self, out: &mut String) {
+        if let Err(error) = prometheus_client::encoding::prometheus_text::encode(out, &self.metrics) {
+            error!(%error, "cannot write the data plane's metrics");
+        }
+    }
+}
