@@ -45,16 +45,15 @@ struct Size {
 fn main() -> Outcome<()> {
     let upstream = upstream()?;
     let mut small = Furt::start("small", upstream, SMALL)?;
+    let small_growth = small.one_more()?;
     let mut large = Furt::start("large", upstream, LARGE)?;
+    let large_growth = large.one_more()?;
 
     println!(
-        "\n| services | routes | registered in s | MiB resident | one more live after ms, median (min–max) of {REGISTRATIONS} | changes published | services compiled |"
+        "\n| services | routes | registered in s | MiB resident | one more live after ms, median (min–max) of {REGISTRATIONS} \
+         | changes published | services compiled | routes compiled |\n|---|---|---|---|---|---|---|---|"
     );
-    println!("|---|---|---|---|---|---|---|");
-    let mut live = Vec::new();
-    let mut compiled_one = true;
-    for furt in [&mut small, &mut large] {
-        let growth = furt.one_more()?;
+    for (furt, growth) in [(&small, &small_growth), (&large, &large_growth)] {
         let Size { services, routes_each } = furt.size;
         println!(
             "| {services} | {} | {:.2} | {:.0} | {} | {} | {} | {} |",
@@ -66,8 +65,6 @@ fn main() -> Outcome<()> {
             growth.after.services,
             growth.after.routes,
         );
-        compiled_one &= growth.after.services <= growth.after.versions && growth.after.routes == REGISTRATIONS as u64;
-        live.push(median(&growth.live_ms));
     }
 
     let mut costs = [Vec::new(), Vec::new(), Vec::new()];
@@ -85,13 +82,15 @@ fn main() -> Outcome<()> {
     println!("\ncost with 100,000 routes / with 10: {} of the rounds' ratios", spread(&ratios));
 
     let mut missed = Vec::new();
-    if live.iter().any(|ms| *ms >= LIVE_WITHIN_MS) {
+    let growths = [&small_growth, &large_growth];
+    if growths.iter().any(|growth| median(&growth.live_ms) >= LIVE_WITHIN_MS) {
         missed.push(format!("one more registration must be live in under {LIVE_WITHIN_MS} ms"));
     }
     if median(&ratios) > COST_WITHIN {
         missed.push(format!("a request with 100,000 routes may cost {COST_WITHIN} times one with 10"));
     }
-    if !compiled_one {
+    let one_each = |growth: &Compiled| growth.services <= growth.versions && growth.routes == REGISTRATIONS as u64;
+    if !growths.iter().all(|growth| one_each(&growth.after)) {
         missed.push("publishing one change must compile one service".to_owned());
     }
     if !missed.is_empty() {
@@ -273,7 +272,7 @@ impl Furt {
         let metrics = self.metrics()?;
         let value = |name: &str| {
             let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.and_then(|value| value.parse::<u64>().ok()).ok_or(format!("no metric {name}"))
+            line.and_then(|value| value.parse::<f64>().ok()).map(|value| value as u64).ok_or(format!("no metric {name}"))
         };
         Ok(Compiled {
             versions: value("furt_snapshot_version")?,
@@ -340,7 +339,7 @@ impl Connection {
     fn receive(&mut self) -> Outcome<(u16, String)> {
         let mut line = String::new();
         self.0.read_line(&mut line)?;
-        let status = line.split(' ').nth(1).ok_or("no status line")?.parse()?;
+        let status = line.split(' ').nth(1).ok_or("the connection was closed")?.parse()?;
         let mut length = None;
         loop {
             line.clear();
