@@ -341,3 +341,6 @@ impl Warnings {
         self.found.push(v1::Warning { code: "ROUTES_OVERLAP".into(), route: key.to_string(), with, message });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,3 +173,6 @@ fn at_once(policy: &Policy, instances: usize) -> usize {
 fn per_host(policy: &Policy, instances: usize) -> usize {
     at_once(policy, instances).saturating_sub(LEAST).max(LEAST_PER_HOST)
 }
+
+#[cfg(test)]
+mod tests;

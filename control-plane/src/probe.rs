@@ -143,3 +143,130 @@ async fn drain(mut body: Incoming) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use furt_proto::v1;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinHandle,
+    };
+
+    use super::*;
+    use crate::registration::Registration;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// A service that takes one connection, reads a head, says something and waits for the other side to close.
+    async fn service(answer: &'static str) -> (SocketAddr, JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let closed = stream.read_u8().await;
+            assert!(closed.is_err(), "one request a connection");
+            String::from_utf8(head).unwrap()
+        });
+        (address, task)
+    }
+
+    fn ticket(addresses: Vec<SocketAddr>, url: &str, health_endpoint: &str) -> Ticket {
+        let route = v1::Route { method: "GET".into(), path: "/a".into(), ..Default::default() };
+        let request = v1::RegisterRequest {
+            service: "sagjan".into(),
+            url: url.into(),
+            health_endpoint: health_endpoint.into(),
+            routes: vec![route],
+            ..Default::default()
+        };
+        Ticket::for_test(Arc::new(Registration::parse(&request).unwrap()), addresses)
+    }
+
+    async fn seen(answer: &'static str) -> Seen {
+        let (address, task) = service(answer).await;
+        let seen = HttpProbe.check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        task.await.unwrap();
+        seen
+    }
+
+    #[tokio::test]
+    async fn the_request_is_what_the_contract_says() {
+        let (address, task) = service("HTTP/1.1 204 No Content\r\n\r\n").await;
+        let ticket = ticket(vec![address], "http://Sagjan.internal:7812/base/", "/health?full=1");
+        let seen = HttpProbe.check(&ticket, "3f9c", TIMEOUT).await;
+        assert!(matches!(seen, Seen::Answered(_)), "{seen:?}");
+        let head = task.await.unwrap().to_ascii_lowercase();
+        let lines: Vec<_> = head.lines().collect();
+        assert_eq!(lines[0], "get /base/health?full=1 http/1.1");
+        for line in ["host: sagjan.internal:7812", "x-furt-epoch: 3f9c", "x-furt-registered: true", "connection: close"] {
+            assert!(lines.contains(&line), "{line} in {head}");
+        }
+        assert!(head.contains(&format!("user-agent: furt/{}", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[tokio::test]
+    async fn a_2xx_is_an_answer_and_anything_else_is_a_miss() {
+        for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\n"] {
+            assert!(matches!(seen(answer).await, Seen::Answered(_)), "{answer}");
+        }
+        // A body that never ends has been answered all the same.
+        let endless = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n";
+        assert!(matches!(seen(endless).await, Seen::Answered(_)));
+        for answer in [
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            "not http at all\r\n\r\n",
+        ] {
+            assert!(matches!(seen(answer).await, Seen::Missed(_)), "{answer}");
+        }
+        let Seen::Missed(why) = seen("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").await else { panic!("no miss") };
+        assert_eq!(why, "answered 503 Service Unavailable");
+    }
+
+    #[tokio::test]
+    async fn a_head_without_end_is_bounded() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
+            while stream.write_all(b"X-Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n").await.is_ok() {}
+        });
+        let seen = HttpProbe.check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        assert!(matches!(seen, Seen::Missed(_)), "{seen:?}");
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_a_miss_and_the_next_address_is_tried() {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let missed = HttpProbe.check(&ticket(vec![gone], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let Seen::Missed(why) = missed else { panic!("{missed:?}") };
+        assert!(why.to_lowercase().contains("refused"), "{why}");
+        let (address, task) = service("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        let seen = HttpProbe.check(&ticket(vec![gone, address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        assert!(matches!(seen, Seen::Answered(_)), "{seen:?}");
+        task.await.unwrap();
+        let none = HttpProbe.check(&ticket(Vec::new(), "http://sagjan:1", ""), "e", TIMEOUT).await;
+        assert!(matches!(none, Seen::Missed(_)), "{none:?}");
+    }
+
+    #[test]
+    fn only_what_this_machine_lacks_is_furts_own() {
+        for errno in [12, 23, 24, 99, 105] {
+            assert!(is_ours(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        for errno in [104, 110, 111, 113] {
+            assert!(!is_ours(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+    }
+}

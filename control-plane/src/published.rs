@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use furt_proto::v1;
+use furt_proto::{time::format_duration, v1};
 
 use crate::{
     config::{Config, Key, StaticRoute},
@@ -60,4 +60,26 @@ fn static_route(route: &StaticRoute, addresses: &[SocketAddr]) -> v1::StaticRout
         set_headers: route.set_headers.iter().map(header).collect(),
         timeout_ms: route.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
     }
+}
+
+/// The static routes as answers show them, one for each method.
+pub fn static_views(config: &Config) -> Vec<v1::ServiceRoute> {
+    let mut out = Vec::new();
+    for route in &config.published.static_routes {
+        for method in &route.methods {
+            out.push(v1::ServiceRoute {
+                service: route.name.to_string(),
+                host: route.host.to_string(),
+                method: method.to_string(),
+                path: route.pattern.to_string(),
+                permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
+                public: route.public,
+                r#static: true,
+                active: true,
+                instances: Vec::new(),
+                timeout: route.timeout.map(format_duration).unwrap_or_default(),
+            });
+        }
+    }
+    out
 }

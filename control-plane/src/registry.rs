@@ -12,7 +12,7 @@ use std::{
 
 use furt_proto::{
     names::{InstanceId, NameError, ServiceName, quoted},
-    time::{format_duration, unix_ms_now},
+    time::unix_ms_now,
     v1,
 };
 use tokio::{
@@ -309,7 +309,7 @@ impl Registry {
     pub fn list_routes(&self, request: &v1::ListRoutesRequest) -> v1::ListRoutesResponse {
         let routes = match request.service.as_str() {
             "" => {
-                let mut routes = static_views(self.config());
+                let mut routes = published::static_views(self.config());
                 routes.extend(self.walk(|service, out| out.extend(service.route_views())));
                 routes
             }
@@ -595,23 +595,5 @@ fn names(service: &str, instance: &str) -> Result<(ServiceName, Option<InstanceI
     }
 }
 
-fn static_views(config: &Config) -> Vec<v1::ServiceRoute> {
-    let mut out = Vec::new();
-    for route in &config.published.static_routes {
-        for method in &route.methods {
-            out.push(v1::ServiceRoute {
-                service: route.name.to_string(),
-                host: route.host.to_string(),
-                method: method.to_string(),
-                path: route.pattern.to_string(),
-                permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
-                public: route.public,
-                r#static: true,
-                active: true,
-                instances: Vec::new(),
-                timeout: route.timeout.map(format_duration).unwrap_or_default(),
-            });
-        }
-    }
-    out
-}
+#[cfg(test)]
+pub(crate) mod tests;

@@ -82,6 +82,25 @@ pub struct Ticket {
     extra: bool,
 }
 
+#[cfg(test)]
+impl Ticket {
+    /// A ticket that no registry gave out.
+    pub(crate) fn for_test(registration: Arc<Registration>, addresses: Vec<SocketAddr>) -> Self {
+        let (service, instance) = (registration.service.clone(), registration.instance.clone());
+        Self {
+            service,
+            instance,
+            registration,
+            addresses: addresses.into(),
+            registration_id: "r".into(),
+            host_instances: 1,
+            number: 1,
+            generation: 1,
+            extra: false,
+        }
+    }
+}
+
 /// What a probe saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
@@ -440,6 +459,11 @@ impl Services {
         self.last_report
     }
 
+    /// Nodes that questions about routes have looked at, ever: what tests of cost compare.
+    pub fn work(&self) -> u64 {
+        self.claims.work()
+    }
+
     fn instance(&self, name: &ServiceName, id: &str) -> Option<&Instance> {
         self.services.get(name)?.instances.get(id)
     }
@@ -574,3 +598,6 @@ impl Instance {
         changed.then(|| self.note_transition(was.state, next.state, at, cause))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -269,3 +269,6 @@ fn with_reports(message: Bytes, reports: &[v1::ProbeReport]) -> Bytes {
     }
     out.into()
 }
+
+#[cfg(test)]
+mod tests;
