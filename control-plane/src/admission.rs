@@ -122,7 +122,7 @@ impl Admission {
             }
         }
         if let (Some(url), Some(resolved)) = (&draft.url, resolved) {
-            faults.extend(self.addresses(service, address, url, resolved, machine).into_iter());
+            faults.extend(self.addresses(service, address, url, resolved, machine));
         }
         faults
     }

@@ -31,7 +31,10 @@ struct Node<H> {
     rest: Hosts<H>,
 }
 
-type Hosts<H> = HashMap<RouteHost, Vec<(RouteMethod, H)>>;
+type Hosts<H> = HashMap<RouteHost, Methods<H>>;
+type Methods<H> = Vec<(RouteMethod, H)>;
+/// Hosts that meet another, with what is held there.
+type Fitting<'a, H> = Box<dyn Iterator<Item = (&'a RouteHost, &'a Methods<H>)> + 'a>;
 
 /// A route of somebody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,10 +167,7 @@ fn claim<H: Clone>(pattern: &str, host: &RouteHost, method: &RouteMethod, holder
 }
 
 /// The hosts that meet `host`, by lookup when it is an exact one: many services may share a pattern.
-fn fitting_hosts<'a, H>(
-    hosts: &'a Hosts<H>,
-    host: &'a RouteHost,
-) -> Box<dyn Iterator<Item = (&'a RouteHost, &'a Vec<(RouteMethod, H)>)> + 'a> {
+fn fitting_hosts<'a, H>(hosts: &'a Hosts<H>, host: &'a RouteHost) -> Fitting<'a, H> {
     let RouteHost::Exact(name) = host else {
         return Box::new(hosts.iter().filter(move |(other, _)| other.meets(host)));
     };

@@ -163,23 +163,29 @@ pub(crate) mod tests {
 
     /// Names with the addresses a test gives them; counts lookups.
     #[derive(Default, Clone)]
-    pub(crate) struct FakeLookup(pub Arc<Mutex<(HashMap<String, Vec<IpAddr>>, usize)>>);
+    pub(crate) struct FakeLookup(Arc<Mutex<Names>>);
+
+    #[derive(Default)]
+    struct Names {
+        known: HashMap<String, Vec<IpAddr>>,
+        lookups: usize,
+    }
 
     impl FakeLookup {
         pub(crate) fn set(&self, host: &str, addresses: &[&str]) {
             let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            self.0.lock().unwrap().0.insert(host.into(), addresses);
+            self.0.lock().unwrap().known.insert(host.into(), addresses);
         }
         pub(crate) fn forget(&self, host: &str) {
-            self.0.lock().unwrap().0.remove(host);
+            self.0.lock().unwrap().known.remove(host);
         }
     }
 
     impl Lookup for FakeLookup {
         fn lookup(&self, host: String) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>> {
             let mut state = self.0.lock().unwrap();
-            state.1 += 1;
-            let answer = state.0.get(&host).cloned().ok_or_else(|| io::Error::other("no such name"));
+            state.lookups += 1;
+            let answer = state.known.get(&host).cloned().ok_or_else(|| io::Error::other("no such name"));
             Box::pin(std::future::ready(answer))
         }
     }
@@ -194,7 +200,7 @@ pub(crate) mod tests {
         assert_eq!(resolver.resolve(&url).await, Ok(expected.clone()));
         assert_eq!(resolver.resolve(&url).await, Ok(expected));
         assert_eq!(resolver.resolve(&"http://[::1]:1".parse().unwrap()).await.unwrap().len(), 1);
-        assert_eq!(lookup.0.lock().unwrap().1, 1);
+        assert_eq!(lookup.0.lock().unwrap().lookups, 1);
         tokio::time::advance(FRESH).await;
         lookup.forget("sagjan.internal");
         assert!(resolver.resolve(&url).await.unwrap_err().contains("no such name"));
