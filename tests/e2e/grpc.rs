@@ -1,0 +1,126 @@
+//! Introspection by the real grpcurl, with no proto file.
+//!
+//! Its path comes from `FURT_GRPCURL`; without it these tests say that they were skipped.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::{
+    client::Request,
+    upstream::Upstream,
+    world::{World, registration},
+};
+
+const COMMENTS: &[&str] = &["GET /api/comments/* comments:read"];
+
+struct Grpcurl {
+    program: String,
+    address: String,
+}
+
+impl Grpcurl {
+    /// None when there is no grpcurl, which is said aloud: not through the captured output of a test that passes.
+    fn find(furt: &World) -> Option<Self> {
+        let Ok(program) = std::env::var("FURT_GRPCURL") else {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "SKIPPED: FURT_GRPCURL is not set, the tests with the real grpcurl did not run");
+            return None;
+        };
+        Some(Self { program, address: furt.internal.to_string() })
+    }
+
+    fn run(&self, before: &[&str], after: &[&str]) -> Output {
+        let mut command = Command::new(&self.program);
+        command.arg("-plaintext").args(["-max-time", "20"]).args(before).arg(&self.address).args(after).stdin(Stdio::null());
+        command.output().unwrap_or_else(|error| panic!("{}: {error}", self.program))
+    }
+
+    #[track_caller]
+    fn text(&self, before: &[&str], after: &[&str]) -> String {
+        let output = self.run(before, after);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn call(&self, method: &str, request: &Value) -> Value {
+        let text = self.text(&["-emit-defaults", "-d", &request.to_string()], &[method]);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+#[test]
+fn grpcurl_lists_and_describes_the_api() {
+    let furt = World::start();
+    let Some(grpcurl) = Grpcurl::find(&furt) else { return };
+    let services = grpcurl.text(&[], &["list"]);
+    for name in ["furt.v1.RegistryService", "furt.v1.SnapshotService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+    {
+        assert!(services.lines().any(|line| line == name), "{name} is not listed:\n{services}");
+    }
+    let methods = grpcurl.text(&[], &["list", "furt.v1.RegistryService"]);
+    for name in ["Register", "Deregister", "Probe", "GetService", "ListServices", "ListRoutes", "Explain"] {
+        assert!(methods.lines().any(|line| line == format!("furt.v1.RegistryService.{name}")), "{name} is not listed:\n{methods}");
+    }
+    let described = grpcurl.text(&[], &["describe", "furt.v1.RegisterRequest"]);
+    for words in ["string service = 1;", "repeated .furt.v1.Route routes = 4;", "The service's name"] {
+        assert!(described.contains(words), "{words:?} is not described:\n{described}");
+    }
+}
+
+#[test]
+fn grpcurl_registers_lists_explains_and_is_refused_in_words() {
+    let furt = World::start();
+    let Some(grpcurl) = Grpcurl::find(&furt) else { return };
+    let sagjan = Upstream::start("sagjan");
+    let body = registration("sagjan", &sagjan.url(), COMMENTS);
+    // The very body of the JSON endpoint.
+    let answer = grpcurl.call("furt.v1.RegistryService/Register", &body);
+    assert_eq!((&answer["service"], &answer["routes"]), (&json!("sagjan"), &json!(1)));
+    furt.get("/api/comments/a").status(200);
+    furt.until("sagjan", "UP");
+
+    let services = grpcurl.call("furt.v1.RegistryService/ListServices", &json!({}));
+    assert_eq!(services["services"][0]["service"], "sagjan");
+    assert_eq!(services["services"][0]["status"], "UP");
+    assert_eq!(services["services"][0]["instances"][0]["url"], sagjan.url());
+    let routes = grpcurl.call("furt.v1.RegistryService/ListRoutes", &json!({"service": "sagjan"}));
+    assert_eq!((&routes["routes"][0]["path"], &routes["routes"][0]["active"]), (&json!("/api/comments/*"), &json!(true)));
+    let request = json!({"method": "GET", "path": "/api/comments/a", "key_name": "Reader"});
+    let explained = grpcurl.call("furt.v1.RegistryService/Explain", &request);
+    assert_eq!((&explained["outcome"]["code"], &explained["canonicalPath"]), (&json!("FORWARD"), &json!("/api/comments/a")));
+    let snapshot = grpcurl.call("furt.v1.SnapshotService/Get", &json!({}));
+    assert_eq!(snapshot["snapshot"]["services"][0]["name"], "sagjan");
+
+    let bad = registration("sagjan", "ftp://a", COMMENTS).to_string();
+    let output = grpcurl.run(&["-d", &bad], &["furt.v1.RegistryService/Register"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("InvalidArgument") && told.contains("url"), "{told}");
+
+    let gone = grpcurl.call("furt.v1.RegistryService/Deregister", &json!({"service": "sagjan", "instance": "default"}));
+    assert_eq!(gone["instances"], json!(["default"]));
+    furt.get("/api/comments/a").refused(404, "NOT_FOUND");
+}
+
+#[test]
+fn grpcurl_checks_health() {
+    let furt = World::start();
+    let Some(grpcurl) = Grpcurl::find(&furt) else { return };
+    let answer = grpcurl.call("grpc.health.v1.Health/Check", &json!({}));
+    assert_eq!(answer["status"], "SERVING");
+    let answer = grpcurl.call("grpc.health.v1.Health/Check", &json!({"service": "furt.v1.RegistryService"}));
+    assert_eq!(answer["status"], "SERVING");
+}
+
+#[test]
+fn grpc_and_http_share_the_internal_port() {
+    let furt = World::start();
+    let sagjan = Upstream::start("sagjan");
+    furt.register("sagjan", &sagjan.url(), COMMENTS);
+    let services = furt.grpc(async |mut client| client.list_services(furt_proto::v1::ListServicesRequest {}).await).expect("answered");
+    let services = services.into_inner().services;
+    assert_eq!(services.iter().map(|service| service.service.as_str()).collect::<Vec<_>>(), ["sagjan"]);
+    // A plain request for an unknown path is furt's own 404, not an empty gRPC answer.
+    Request::get("/nowhere").send(furt.internal).refused(404, "NOT_FOUND");
+}

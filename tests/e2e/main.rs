@@ -1,0 +1,21 @@
+//! furt from outside: the real program, real sockets, real upstream processes.
+//!
+//! The module list is the acceptance list; `docs/acceptance.md` maps each requirement to its test.
+//! The harness: [`world`] runs furt, [`upstream`] is a recording upstream inside the test,
+//! [`process`] one in a process of its own that can be killed, [`client`] sends exact bytes and
+//! reads exact answers.
+
+mod client;
+mod h2;
+mod process;
+mod upstream;
+mod wire;
+mod world;
+
+mod demo;
+mod grpc;
+mod health;
+mod proxy;
+mod registration;
+mod restart;
+mod smuggling;

@@ -1,0 +1,143 @@
+//! An upstream in a process of its own, which can be killed with -9 and started again on the same port.
+//!
+//! The process is this test binary again, told by its environment to be an upstream: so it is always
+//! built with the tests and never installed with furt. It ends when its standard input does, so that
+//! it cannot outlive a test that was killed.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{client::Request, upstream::Upstream};
+
+/// A running upstream process, or one that was killed; killed for good when dropped.
+pub struct Process {
+    pub name: String,
+    pub address: SocketAddr,
+    registers_with: Option<SocketAddr>,
+    child: Option<Child>,
+}
+
+/// A port that was free a moment ago, below the range from which the kernel picks ports for clients,
+/// so that it can be taken again after a restart.
+pub fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(12_000..32_000);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+impl Process {
+    /// An upstream that answers every request with 200 and says its name and process id.
+    pub fn start(name: &str) -> Self {
+        Self::launch(name, None)
+    }
+
+    /// The same, and it registers `GET /api/NAME/*` for itself with the furt at `internal`, renewing
+    /// and registering again by the rules of DESIGN §7 only.
+    pub fn registering(name: &str, internal: SocketAddr) -> Self {
+        Self::launch(name, Some(internal))
+    }
+
+    fn launch(name: &str, registers_with: Option<SocketAddr>) -> Self {
+        let address = (Ipv4Addr::LOCALHOST, free_port()).into();
+        let mut process = Self { name: name.into(), address, registers_with, child: None };
+        process.start_again();
+        process
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Starts it, on the port it always had.
+    pub fn start_again(&mut self) {
+        let program = std::env::current_exe().expect("the path of this test");
+        let mut command = Command::new(program);
+        command.args(["--exact", "process::an_upstream_of_its_own", "--nocapture"]);
+        command.env("UPSTREAM_NAME", &self.name).env("UPSTREAM_PORT", self.address.port().to_string());
+        match self.registers_with {
+            Some(internal) => command.env("UPSTREAM_REGISTERS_WITH", internal.to_string()),
+            None => command.env_remove("UPSTREAM_REGISTERS_WITH"),
+        };
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the upstream starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let listening = lines.by_ref().map_while(Result::ok).any(|line| line == "listening");
+        // Whatever else it says is read, so that it never waits for a full pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        self.child = Some(child);
+        assert!(listening, "{} did not listen on {}", self.name, self.address);
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // It may have ended by itself.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The upstream process itself when [`Process`] starts it; else a look at what it would be.
+#[test]
+fn an_upstream_of_its_own() {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (Some(name), Some(port)) = (variable("UPSTREAM_NAME"), variable("UPSTREAM_PORT")) else {
+        let upstream = Upstream::start("looked-at");
+        assert_eq!(Request::get("/x?y").send(upstream.address).text(), "looked-at GET /x?y");
+        assert_eq!(upstream.request().target, "/x?y");
+        return;
+    };
+    let upstream = Upstream::start_on(port.parse().expect("a port"), &format!("{name}-{}", std::process::id()));
+    writeln!(std::io::stderr(), "listening").expect("the parent reads");
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    match variable("UPSTREAM_REGISTERS_WITH") {
+        Some(internal) => stay_registered(&name, internal.parse().expect("an address"), &upstream),
+        None => loop {
+            std::thread::park();
+        },
+    }
+}
+
+/// What a service does: register, renew as often as it was told, and register again when a probe
+/// tells of another epoch or of a registration that was not renewed.
+fn stay_registered(name: &str, internal: SocketAddr, upstream: &Upstream) {
+    let path = format!("/api/{name}/*");
+    let body = json!({"service": name, "url": upstream.url(), "routes": [{"method": "GET", "path": path, "permission": "comments:read"}]});
+    let request = Request::post("/internal/register-service", body.to_string());
+    let pause = || std::thread::sleep(Duration::from_millis(20));
+    loop {
+        let Some(data) = request.try_send(internal).ok().filter(|answer| answer.status == 200).map(|answer| answer.json()["data"].clone())
+        else {
+            pause();
+            continue;
+        };
+        let renew_after = data["renew_after_seconds"].as_u64().expect("how often to renew");
+        let (renew_at, seen) = (Instant::now() + Duration::from_secs(renew_after), upstream.probes().len());
+        let lost = |epoch: &Value| {
+            upstream.probes()[seen..]
+                .iter()
+                .any(|probe| probe.field("x-furt-epoch") != epoch.as_str() || probe.field("x-furt-registered") == Some("false"))
+        };
+        while Instant::now() < renew_at && !lost(&data["epoch"]) {
+            pause();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! A request through the public listener: which service it reaches, what that sees, what comes back.
+
+mod bodies;
+mod cors;
+mod headers;
+mod http2;
+mod instances;
+mod keys;
+mod lifecycle;
+mod matching;
+mod trouble;

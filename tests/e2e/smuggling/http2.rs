@@ -1,0 +1,185 @@
+//! HTTP/2 frames by hand: what no well-behaved client library would send.
+
+use crate::{
+    client::Client,
+    smuggling::Arena,
+    world::{ADMIN_KEY, WEBSITE_KEY},
+};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+type Field<'a> = (&'a str, &'a str);
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// Literal fields without indexing and without Huffman coding (RFC 7541 §6.2.2): any bytes at all.
+fn fields(fields: &[Field<'_>]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            match u8::try_from(text.len()) {
+                Ok(length @ 0..=126) => block.push(length),
+                _ => {
+                    let rest = text.len() - 127;
+                    block.extend([
+                        127,
+                        u8::try_from(rest & 127).expect("seven bits") | 128,
+                        u8::try_from(rest >> 7).expect("a short field"),
+                    ]);
+                }
+            }
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Sends one stream and waits until furt has answered, reset it or closed.
+fn send(arena: &Arena, head: &[Field<'_>], body: Option<&str>, trailers: Option<&[Field<'_>]>) {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[]));
+    let last = |more: bool| if more { 0 } else { END_STREAM };
+    bytes.extend(frame(HEADERS, END_HEADERS | last(body.is_some() || trailers.is_some()), 1, &fields(head)));
+    if let Some(body) = body {
+        bytes.extend(frame(DATA, last(trailers.is_some()), 1, body.as_bytes()));
+    }
+    if let Some(trailers) = trailers {
+        bytes.extend(frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(trailers)));
+    }
+    let mut client = Client::new(arena.furt.public);
+    client.write(bytes).expect("sent");
+    loop {
+        let Ok(head) = client.exactly(9) else { return };
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let Ok(_) = client.exactly(usize::try_from(length).expect("a short frame")) else { return };
+        if matches!((head[3], head[8]), (HEADERS, 1) | (RST_STREAM, 1)) || head[3] == GOAWAY {
+            return;
+        }
+    }
+}
+
+const GOOD: [Field<'static>; 5] =
+    [(":method", "POST"), (":scheme", "http"), (":path", "/api/comments/x"), (":authority", "h"), ("x-api-key", WEBSITE_KEY)];
+
+/// The good head with these fields in place of, or after, its own.
+fn with<'a>(changed: &[Field<'a>]) -> Vec<Field<'a>> {
+    let mut head: Vec<Field<'a>> = GOOD.to_vec();
+    for (name, value) in changed {
+        match head.iter_mut().find(|field| field.0 == *name && name.starts_with(':')) {
+            Some(field) => field.1 = value,
+            None => head.push((name, value)),
+        }
+    }
+    head
+}
+
+#[test]
+fn frames_by_hand_are_understood() {
+    let arena = Arena::start();
+    send(&arena, &with(&[]), Some("hello"), None);
+    let seen = arena.comments.request();
+    assert_eq!((seen.target.as_str(), seen.body.as_slice()), ("/api/comments/x", &b"hello"[..]));
+}
+
+#[test]
+fn no_field_of_http2_becomes_a_line_of_http1() {
+    let arena = Arena::start();
+    let inner = format!("x\r\n\r\nGET /admin/inner HTTP/1.1\r\nHost: h\r\nX-API-Key: {ADMIN_KEY}\r\n\r\n");
+    let path = format!("/api/comments/x HTTP/1.1\r\nHost: h\r\n\r\nGET /admin/x HTTP/1.1\r\nX-API-Key: {ADMIN_KEY}\r\n\r\n");
+    let cases: Vec<Vec<Field<'_>>> = vec![
+        vec![("x-split", &inner)],
+        vec![("x-split", "a\nb: c")],
+        vec![("x-split", "a\rb")],
+        vec![("x-nul", "a\0b")],
+        vec![("x: y\r\nz", "a")],
+        vec![("x y", "a")],
+        vec![("x:y", "a")],
+        vec![("X-Upper", "a")],
+        vec![("", "a")],
+        vec![(":path", &path)],
+        vec![(":path", "/api/comments/x y")],
+        vec![(":path", "api/comments/x")],
+        vec![(":path", "")],
+        vec![(":path", "/api/comments/../x")],
+        vec![(":path", "/api/comments/%2e%2e/x")],
+        vec![(":path", "/api/comments/x#y")],
+        vec![(":path", "http://h/admin/x")],
+        vec![(":path", "*")],
+        vec![(":method", "GET /admin/x HTTP/1.1\r\n")],
+        vec![(":method", "PO ST")],
+        vec![(":method", "CONNECT")],
+        vec![(":method", "")],
+        vec![(":authority", "h\r\nX-API-Key-Name: Admin")],
+        vec![(":authority", "user@h")],
+        vec![(":authority", "a b")],
+        vec![(":authority", "a/b")],
+        vec![("host", "other")],
+        vec![(":scheme", "http\r\nX: y")],
+        vec![(":unknown", "x")],
+        vec![("x", "y"), (":late", "x")],
+        // Fields of HTTP/1.1's connections (RFC 9113 §8.2.2).
+        vec![("transfer-encoding", "chunked")],
+        vec![("connection", "x-api-key-name")],
+        vec![("upgrade", "h2c")],
+        vec![("te", "gzip")],
+        vec![("proxy-connection", "keep-alive")],
+        // A length that is not that of the body.
+        vec![("content-length", "3")],
+        vec![("content-length", "7")],
+        vec![("content-length", "5"), ("content-length", "6")],
+        vec![("content-length", "+5")],
+        vec![("content-length", "0")],
+        vec![("x-api-key", ADMIN_KEY)],
+    ];
+    for case in cases {
+        let before = arena.comments.requests().len();
+        send(&arena, &with(&case), Some("hello"), None);
+        let seen = arena.comments.requests().split_off(before);
+        assert_eq!(arena.comments.faults(), [""; 0], "{case:?}");
+        assert!(arena.admin.raw_requests().is_empty() && arena.wide.raw_requests().is_empty(), "{case:?}");
+        // Dropping a harmless field of the connection and forwarding the rest is the one other honest way.
+        let harmless = case
+            .iter()
+            .all(|(name, _)| ["connection", "upgrade", "te", "proxy-connection", "x-upper"].contains(&name.to_lowercase().as_str()));
+        assert!(seen.is_empty() || (harmless && seen.len() == 1), "{case:?} was forwarded: {seen:?}");
+        for seen in seen {
+            assert_eq!(
+                (seen.target.as_str(), seen.body.as_slice(), seen.field("x-api-key-name")),
+                ("/api/comments/x", &b"hello"[..], Some("Website"))
+            );
+            assert!(seen.values("connection").iter().all(|value| *value == "keep-alive") && seen.values("upgrade").is_empty(), "{seen:?}");
+        }
+    }
+}
+
+#[test]
+fn trailers_with_pseudo_fields_are_no_trailers() {
+    let arena = Arena::start();
+    let cases: &[&[Field<'_>]] = &[
+        &[(":path", "/admin/x")],
+        &[(":status", "200")],
+        &[("x-ok", "1"), (":authority", "evil")],
+        &[("x", "y\r\n\r\nGET /admin/x HTTP/1.1")],
+        &[("transfer-encoding", "chunked")],
+        &[("content-length", "9")],
+    ];
+    for trailers in cases {
+        let before = arena.comments.requests().len();
+        send(&arena, &with(&[]), Some("hello"), Some(trailers));
+        assert_eq!(arena.comments.faults(), [""; 0], "{trailers:?}");
+        for seen in arena.comments.requests().split_off(before) {
+            assert_eq!((seen.body.as_slice(), seen.trailers.as_slice()), (&b"hello"[..], &[][..]), "{trailers:?}");
+        }
+    }
+    assert!(arena.admin.raw_requests().is_empty());
+}
