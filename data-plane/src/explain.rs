@@ -6,11 +6,13 @@
 use std::{net::IpAddr, sync::Arc};
 
 use furt_proto::{path::canonical, v1};
+use http::HeaderValue;
 use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, SnapshotId};
 
 use crate::{
     auth::{self, Denied, Keys, Presented},
     balance::{self, Tier},
+    framing::host_name,
     local::{Local, local},
     table::{Access, Lookup, Route},
     view::{Service, View},
@@ -43,7 +45,9 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, an
     if let Some(local) = local(&path) {
         return own(view, local, request, presented, now_unix, answer);
     }
-    let host = host_of(&request.host);
+    // No header can carry it: as if none were sent.
+    let host = HeaderValue::from_str(&request.host).unwrap_or(HeaderValue::from_static(""));
+    let host = host_name(&host);
     let found = view.table.find(&host, &request.method, &path);
     answer.candidates = candidates(view, request, &host, &path, &found);
     let route = match found {
@@ -72,11 +76,13 @@ fn own(
     answer: &mut v1::ExplainResponse,
 ) -> Outcome {
     match local {
+        Local::Internal | Local::Reserved => outcome(404, "NOT_FOUND"),
+        _ if !matches!(&*request.method, "GET" | "HEAD") => outcome(405, "METHOD_NOT_ALLOWED"),
+        Local::Ready if !view.is_ready() => outcome(503, "LOCAL"),
         Local::Health | Local::Live | Local::Ready => outcome(200, "LOCAL"),
         Local::AuthStatus => {
             key(&Access::AnyKey, view, request, presented, now_unix, answer).err().unwrap_or_else(|| outcome(200, "LOCAL"))
         }
-        Local::Internal | Local::Reserved => outcome(404, "NOT_FOUND"),
     }
 }
 
@@ -248,15 +254,6 @@ fn instances(service: &Service, route: &Route, now: u64) -> Vec<InstanceVerdict>
     service.instances.iter().zip(&tiers).map(verdict).collect()
 }
 
-/// A Host as the gateway reads it: lower case, without port.
-fn host_of(text: &str) -> String {
-    let end = match text.rfind(':') {
-        Some(at) if text[at + 1..].bytes().all(|byte| byte.is_ascii_digit()) && !text[..at].ends_with(':') => at,
-        _ => text.len(),
-    };
-    text[..end].to_ascii_lowercase()
-}
-
 #[cfg(test)]
 mod tests {
     use sha2::{Digest, Sha256};
@@ -326,7 +323,10 @@ mod tests {
         check("GET", "/auth/status", "reader", "200 LOCAL");
         check("GET", "/internal/services", "site", "404 NOT_FOUND");
         check("GET", "/auth", "site", "404 NOT_FOUND");
-        assert_eq!(said(&ask(&View::empty(1), "GET", "/a", "", "")), "503 SERVICE_UNAVAILABLE");
+        check("POST", "/health", "site", "405 METHOD_NOT_ALLOWED");
+        let early = View::empty(1);
+        assert_eq!(said(&ask(&early, "GET", "/a", "", "")), "503 SERVICE_UNAVAILABLE");
+        assert_eq!(said(&ask(&early, "GET", "/health/ready", "", "")), "503 LOCAL");
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
             (&*route.service, &*route.path, route.active, &*route.instances),
             ("sagjan", "/api/comments/*/reply", true, &["i0".into()][..])
         );
-        let host = ask(&view(), "GET", "/forum", "F.org:7811", "");
+        let host = ask(&view(), "GET", "/forum", "F.org.:7811", "");
         let told: Vec<_> = host.candidates.iter().map(|one| (&*one.host, &*one.reason)).collect();
         assert_eq!(told, [("f.org", "the best that fits host, method and path"), ("", "/forum is more specific")]);
         let other = ask(&view(), "GET", "/forum", "g.org", "");

@@ -24,14 +24,15 @@ const BUCKET: usize = 8;
 
 /// A map from `K` to `V`.
 pub struct Map<K, V> {
-    root: Option<Arc<Node<K, V>>>,
+    root: Option<Node<K, V>>,
     len: usize,
 }
 
-#[derive(Clone)]
+/// A node is held by value and its content behind one pointer, so that a level costs a search one
+/// cache miss.
 enum Node<K, V> {
-    Bucket(Vec<Entry<K, V>>),
-    Branch { bitmap: u32, children: Vec<Arc<Node<K, V>>> },
+    Bucket(Arc<[Entry<K, V>]>),
+    Branch { bitmap: u32, children: Arc<[Node<K, V>]> },
 }
 
 #[derive(Clone)]
@@ -59,7 +60,7 @@ impl<K, V> Map<K, V> {
 
     /// Its entries, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let mut pending: Vec<&Node<K, V>> = self.root.as_deref().into_iter().collect();
+        let mut pending: Vec<&Node<K, V>> = self.root.iter().collect();
         let mut bucket = [].iter();
         std::iter::from_fn(move || {
             loop {
@@ -68,7 +69,7 @@ impl<K, V> Map<K, V> {
                 }
                 match pending.pop()? {
                     Node::Bucket(entries) => bucket = entries.iter(),
-                    Node::Branch { children, .. } => pending.extend(children.iter().map(|child| &**child)),
+                    Node::Branch { children, .. } => pending.extend(children.iter()),
                 }
             }
         })
@@ -86,7 +87,7 @@ impl<K: Hash + Eq, V> Map<K, V> {
     where
         K: Borrow<Q>,
     {
-        let mut node = self.root.as_deref()?;
+        let mut node = self.root.as_ref()?;
         let hash = HASHER.hash_one(key);
         let mut shift = 0;
         loop {
@@ -123,12 +124,13 @@ impl<K: Hash + Eq + Clone, V: Clone> Map<K, V> {
         let mut node = self.root.as_mut()?;
         let mut shift = 0;
         loop {
-            match Arc::make_mut(node) {
+            match node {
                 Node::Bucket(entries) => {
-                    return entries.iter_mut().find(|entry| entry.hash == hash && entry.key.borrow() == key).map(|entry| &mut entry.value);
+                    let mut own = Arc::make_mut(entries).iter_mut();
+                    return own.find(|entry| entry.hash == hash && entry.key.borrow() == key).map(|entry| &mut entry.value);
                 }
                 Node::Branch { bitmap, children } => {
-                    node = children.get_mut(position(*bitmap, bit(hash, shift))?)?;
+                    node = Arc::make_mut(children).get_mut(position(*bitmap, bit(hash, shift))?)?;
                     shift += BITS;
                 }
             }
@@ -141,7 +143,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Map<K, V> {
         let old = match &mut self.root {
             Some(root) => put(root, 0, entry),
             None => {
-                self.root = Some(Arc::new(Node::Bucket(vec![entry])));
+                self.root = Some(Node::Bucket([entry].into()));
                 None
             }
         };
@@ -178,16 +180,26 @@ fn rank(bitmap: u32, bit: u32) -> usize {
     (bitmap & (bit - 1)).count_ones() as usize
 }
 
-fn put<K: Eq + Clone, V: Clone>(node: &mut Arc<Node<K, V>>, shift: u32, entry: Entry<K, V>) -> Option<V> {
-    match Arc::make_mut(node) {
+/// The items with one more at a place.
+fn with<T: Clone>(items: &[T], at: usize, item: T) -> Arc<[T]> {
+    let (before, after) = items.split_at(at);
+    before.iter().cloned().chain([item]).chain(after.iter().cloned()).collect()
+}
+
+/// The items without the one at a place.
+fn without<T: Clone>(items: &[T], at: usize) -> Arc<[T]> {
+    items.iter().take(at).chain(items.iter().skip(at + 1)).cloned().collect()
+}
+
+fn put<K: Eq + Clone, V: Clone>(node: &mut Node<K, V>, shift: u32, entry: Entry<K, V>) -> Option<V> {
+    match node {
         Node::Bucket(entries) => {
-            if let Some(own) = entries.iter_mut().find(|own| own.hash == entry.hash && own.key == entry.key) {
-                return Some(std::mem::replace(&mut own.value, entry.value));
+            if let Some(at) = entries.iter().position(|own| own.hash == entry.hash && own.key == entry.key) {
+                return Some(std::mem::replace(&mut Arc::make_mut(entries)[at].value, entry.value));
             }
-            entries.push(entry);
+            *entries = with(entries, entries.len(), entry);
             if entries.len() > BUCKET && shift <= LAST_SHIFT {
-                let entries = std::mem::take(entries);
-                *node = Arc::new(split(entries, shift));
+                *node = split(entries, shift);
             }
             None
         }
@@ -195,10 +207,10 @@ fn put<K: Eq + Clone, V: Clone>(node: &mut Arc<Node<K, V>>, shift: u32, entry: E
             let bit = bit(entry.hash, shift);
             let at = rank(*bitmap, bit);
             if *bitmap & bit != 0 {
-                return put(&mut children[at], shift + BITS, entry);
+                return put(&mut Arc::make_mut(children)[at], shift + BITS, entry);
             }
             *bitmap |= bit;
-            children.insert(at, Arc::new(Node::Bucket(vec![entry])));
+            *children = with(children, at, Node::Bucket([entry].into()));
             None
         }
     }
@@ -206,39 +218,42 @@ fn put<K: Eq + Clone, V: Clone>(node: &mut Arc<Node<K, V>>, shift: u32, entry: E
 
 /// A branch over the entries of a bucket that grew too large. Children may be too large still: the
 /// next entry that falls into one splits it.
-fn split<K, V>(entries: Vec<Entry<K, V>>, shift: u32) -> Node<K, V> {
+fn split<K: Clone, V: Clone>(entries: &[Entry<K, V>], shift: u32) -> Node<K, V> {
     let mut buckets: [Vec<Entry<K, V>>; 32] = std::array::from_fn(|_| Vec::new());
     let mut bitmap = 0;
     for entry in entries {
         let bit = bit(entry.hash, shift);
         bitmap |= bit;
-        buckets[bit.trailing_zeros() as usize].push(entry);
+        buckets[bit.trailing_zeros() as usize].push(entry.clone());
     }
-    let children = buckets.into_iter().filter(|bucket| !bucket.is_empty()).map(|bucket| Arc::new(Node::Bucket(bucket))).collect();
+    let children = buckets.into_iter().filter(|bucket| !bucket.is_empty()).map(|bucket| Node::Bucket(bucket.into())).collect();
     Node::Branch { bitmap, children }
 }
 
-fn take<K, V, Q>(node: &mut Arc<Node<K, V>>, shift: u32, hash: u64, key: &Q) -> Option<V>
+fn take<K, V, Q>(node: &mut Node<K, V>, shift: u32, hash: u64, key: &Q) -> Option<V>
 where
     K: Borrow<Q> + Clone,
     V: Clone,
     Q: Eq + ?Sized,
 {
-    match Arc::make_mut(node) {
+    match node {
         Node::Bucket(entries) => {
             let at = entries.iter().position(|entry| entry.hash == hash && entry.key.borrow() == key)?;
-            Some(entries.swap_remove(at).value)
+            let removed = entries[at].value.clone();
+            *entries = without(entries, at);
+            Some(removed)
         }
         Node::Branch { bitmap, children } => {
             let bit = bit(hash, shift);
             let at = position(*bitmap, bit)?;
-            let removed = take(&mut children[at], shift + BITS, hash, key);
-            if children[at].entries() == Some(0) {
-                children.remove(at);
+            let own = Arc::make_mut(children);
+            let removed = take(&mut own[at], shift + BITS, hash, key);
+            if own[at].entries() == Some(0) {
+                *children = without(children, at);
                 *bitmap &= !bit;
             }
             if let Some(merged) = merge(children) {
-                *node = Arc::new(Node::Bucket(merged));
+                *node = Node::Bucket(merged);
             }
             removed
         }
@@ -246,19 +261,18 @@ where
 }
 
 /// One bucket instead of children that hold half a bucket together, so that a map that shrank is small.
-fn merge<K: Clone, V: Clone>(children: &[Arc<Node<K, V>>]) -> Option<Vec<Entry<K, V>>> {
+fn merge<K: Clone, V: Clone>(children: &[Node<K, V>]) -> Option<Arc<[Entry<K, V>]>> {
     if children.len() > BUCKET / 2 {
         return None;
     }
-    let mut total = 0;
+    let mut entries = Vec::new();
     for child in children {
-        total += child.entries()?;
+        match child {
+            Node::Bucket(own) if entries.len() + own.len() <= BUCKET / 2 => entries.extend(own.iter().cloned()),
+            _ => return None,
+        }
     }
-    let entries = |child: &Arc<Node<K, V>>| match &**child {
-        Node::Bucket(entries) => entries.clone(),
-        Node::Branch { .. } => Vec::new(),
-    };
-    (total <= BUCKET / 2).then(|| children.iter().flat_map(entries).collect())
+    Some(entries.into())
 }
 
 impl<K, V> Node<K, V> {
@@ -267,6 +281,15 @@ impl<K, V> Node<K, V> {
         match self {
             Self::Bucket(entries) => Some(entries.len()),
             Self::Branch { .. } => None,
+        }
+    }
+}
+
+impl<K, V> Clone for Node<K, V> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Bucket(entries) => Self::Bucket(entries.clone()),
+            Self::Branch { bitmap, children } => Self::Branch { bitmap: *bitmap, children: children.clone() },
         }
     }
 }

@@ -4,7 +4,12 @@
 //! registered ones, and the one search over them, which a request and `explain` share.
 //! Not here: where routes come from, who may use them, whether a service is up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use furt_proto::{
     names::{RouteHost, RouteMethod},
@@ -154,7 +159,7 @@ impl Table {
     fn methods(&self, host: &str, path: &str) -> Vec<&str> {
         let mut methods = Vec::new();
         self.search(path, &mut |terminal| {
-            methods.extend(terminal.by_host(host).flat_map(|routes| routes.0.iter()).map(|route| route.method.as_str()));
+            methods.extend(terminal.by_host(host).flat_map(Methods::routes).map(|route| route.method.as_str()));
             None::<()>
         });
         // GET answers HEAD too, so a client may use both.
@@ -170,7 +175,7 @@ impl Table {
 /// A place between two segments of patterns.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    literals: Map<Arc<str>, Arc<Node>>,
+    literals: Map<Text, Arc<Node>>,
     one: Option<Arc<Node>>,
     rest: Option<Arc<Terminal>>,
     end: Option<Arc<Terminal>>,
@@ -179,6 +184,46 @@ struct Node {
 impl Node {
     fn is_empty(&self) -> bool {
         self.literals.is_empty() && self.one.is_none() && self.rest.is_none() && self.end.is_none()
+    }
+}
+
+/// A literal segment. Nearly all are short and stand where they are looked for: a search does not
+/// follow a pointer, and miss the cache, to compare one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Text {
+    Short { len: u8, bytes: [u8; SHORT] },
+    Long(Arc<[u8]>),
+}
+
+/// As many bytes as leave [`Text`] at three words.
+const SHORT: usize = 22;
+
+impl Text {
+    fn new(text: &str) -> Self {
+        let mut bytes = [0; SHORT];
+        match (bytes.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(start), Ok(len)) => {
+                start.copy_from_slice(text.as_bytes());
+                Self::Short { len, bytes }
+            }
+            _ => Self::Long(text.as_bytes().into()),
+        }
+    }
+}
+
+impl Borrow<[u8]> for Text {
+    fn borrow(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl Hash for Text {
+    /// As the bytes it is looked up by.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<[u8]>::borrow(self).hash(state);
     }
 }
 
@@ -191,7 +236,7 @@ fn descend<'a, T>(node: &'a Node, path: Option<&str>, visit: &mut impl FnMut(&'a
         Some(at) => (&path[..at], Some(&path[at + 1..])),
         None => (path, None),
     };
-    if let Some(found) = node.literals.get(segment).and_then(|child| descend(child, after, visit)) {
+    if let Some(found) = node.literals.get(segment.as_bytes()).and_then(|child| descend(child, after, visit)) {
         return Some(found);
     }
     if segment.is_empty() {
@@ -209,12 +254,12 @@ fn insert<'p>(node: &mut Arc<Node>, segments: &mut impl Iterator<Item = Segment<
         None => Arc::make_mut(node.end.get_or_insert_default()).insert(route),
         Some(Segment::Rest) => Arc::make_mut(node.rest.get_or_insert_default()).insert(route),
         Some(Segment::One) => insert(node.one.get_or_insert_default(), segments, route),
-        Some(Segment::Literal(literal)) => match node.literals.get_mut(literal) {
+        Some(Segment::Literal(literal)) => match node.literals.get_mut(literal.as_bytes()) {
             Some(child) => insert(child, segments, route),
             None => {
                 let mut child = Arc::default();
                 insert(&mut child, segments, route);
-                node.literals.insert(literal.into(), child);
+                node.literals.insert(Text::new(literal), child);
             }
         },
     }
@@ -243,10 +288,10 @@ fn remove<'p>(node: &mut Arc<Node>, segments: &mut impl Iterator<Item = Segment<
             removed
         }
         Some(Segment::Literal(literal)) => {
-            let Some(child) = node.literals.get_mut(literal) else { return false };
+            let Some(child) = node.literals.get_mut(literal.as_bytes()) else { return false };
             let removed = remove(child, segments, route);
             if child.is_empty() {
-                node.literals.remove(literal);
+                node.literals.remove(literal.as_bytes());
             }
             removed
         }
@@ -276,12 +321,12 @@ impl Terminal {
         // A suffix starts with its dot, and something must come before it (`RouteHost::fits`).
         let dots = suffixes.bytes().enumerate().skip(1).filter(|(_, byte)| *byte == b'.');
         let suffix = dots.filter_map(move |(at, _)| self.suffix.get(&suffixes[at..]));
-        let any = Some(&self.any).filter(|any| !any.0.is_empty());
+        let any = Some(&self.any).filter(|any| !any.is_empty());
         self.exact.get(host).into_iter().chain(suffix).chain(any)
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.exact.values().chain(self.suffix.values()).chain([&self.any]).flat_map(|routes| routes.0.iter())
+        self.exact.values().chain(self.suffix.values()).chain([&self.any]).flat_map(Methods::routes)
     }
 
     fn insert(&mut self, route: Arc<Route>) {
@@ -296,7 +341,7 @@ impl Terminal {
         match hosts.get_mut(host) {
             Some(methods) => methods.insert(route),
             None => {
-                hosts.insert(host.clone(), Methods(vec![route]));
+                hosts.insert(host.clone(), Methods(vec![(tag(route.method.as_str()), route)]));
             }
         }
     }
@@ -309,23 +354,35 @@ impl Terminal {
         };
         let Some(methods) = hosts.get_mut(host) else { return false };
         let removed = methods.remove(route);
-        if methods.0.is_empty() {
+        if methods.is_empty() {
             hosts.remove(host);
         }
         removed
     }
 
     fn is_empty(&self) -> bool {
-        self.any.0.is_empty() && self.exact.is_empty() && self.suffix.is_empty()
+        self.any.is_empty() && self.exact.is_empty() && self.suffix.is_empty()
     }
 }
 
 /// The routes of one pattern and host, by method, then by service.
 ///
 /// The registry lets no two services hold one; were it to happen, the order decides, and so the
-/// table is the same whichever came first.
+/// table is the same whichever came first. Beside each route stands the start of its method, so that
+/// a search need not look into routes that it does not choose.
 #[derive(Debug, Clone, Default)]
-struct Methods(Vec<Arc<Route>>);
+struct Methods(Vec<(Tag, Arc<Route>)>);
+
+/// The first eight bytes of a method, in its order; zeros fill up, which no method has.
+type Tag = u64;
+
+fn tag(method: &str) -> Tag {
+    let mut first = [0; 8];
+    for (to, from) in first.iter_mut().zip(method.bytes()) {
+        *to = from;
+    }
+    u64::from_be_bytes(first)
+}
 
 impl Methods {
     fn select(&self, method: &str) -> Option<&Arc<Route>> {
@@ -333,17 +390,27 @@ impl Methods {
     }
 
     fn get(&self, method: &str) -> Option<&Arc<Route>> {
-        let at = self.0.partition_point(|route| route.method.as_str() < method);
-        self.0.get(at).filter(|route| route.method.as_str() == method)
+        let wanted = tag(method);
+        let same = |own: &str| method.len() < 8 || own == method;
+        let found = self.0.iter().find(|(tag, route)| *tag == wanted && same(route.method.as_str()));
+        found.map(|(_, route)| route)
+    }
+
+    fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.0.iter().map(|(_, route)| route)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn insert(&mut self, route: Arc<Route>) {
-        let at = self.0.partition_point(|own| (&own.method, &own.service) <= (&route.method, &route.service));
-        self.0.insert(at, route);
+        let at = self.0.partition_point(|(_, own)| (&own.method, &own.service) <= (&route.method, &route.service));
+        self.0.insert(at, (tag(route.method.as_str()), route));
     }
 
     fn remove(&mut self, route: &Arc<Route>) -> bool {
-        let at = self.0.iter().position(|own| Arc::ptr_eq(own, route));
+        let at = self.routes().position(|own| Arc::ptr_eq(own, route));
         if let Some(at) = at {
             self.0.remove(at);
         }

@@ -216,6 +216,19 @@ fn odd_input_finds_nothing() {
 }
 
 #[test]
+fn segments_and_methods_of_any_length_are_told_apart() {
+    for length in [1, 7, 8, 9, 21, 22, 23, 24, 32] {
+        let (own, other) = ("X".repeat(length), "X".repeat(length - 1) + "Y");
+        let routes = [("a", "", &*own, &*format!("/{own}/{own}"))];
+        check(&routes, ("", &own, &format!("/{own}/{own}")), &format!("{own} /{own}/{own}"));
+        check(&routes, ("", &own, &format!("/{own}/{other}")), "404");
+        check(&routes, ("", &other, &format!("/{own}/{own}")), &format!("405 {own}"));
+        check(&routes, ("", &format!("{own}X"), &format!("/{own}/{own}")), &format!("405 {own}"));
+        check(&routes, ("", &own, &format!("/{own}X/{own}")), "404");
+    }
+}
+
+#[test]
 fn a_route_is_removed_by_itself_and_not_by_its_like() {
     let (own, like) = (route("a", "", "GET", "/a/*", false), route("a", "", "GET", "/a/*", false));
     let mut table = table([&own]);

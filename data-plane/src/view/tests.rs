@@ -322,7 +322,8 @@ fn a_route_that_is_not_understood_answers_503_and_never_opens() {
 
 #[test]
 fn an_instance_that_is_not_understood_gets_no_requests() {
-    let odd: [(fn(&mut furt_proto::v1::SnapshotInstance), Option<Status>); 4] = [
+    type Change = fn(&mut furt_proto::v1::SnapshotInstance);
+    let odd: [(Change, Option<Status>); 4] = [
         (|one| one.status = "MAYBE".into(), Some(Status::Down)),
         (|one| one.protocol = "h9".into(), Some(Status::Down)),
         (|one| one.url = "ftp://a".into(), None),
