@@ -3,7 +3,10 @@
 //! In reading order: [`process`], [`logging`]; the commands [`check`], [`key`], [`ask`], [`demo`] with
 //! its [`sample`] service; what they use: [`client`], [`table`]. Not here: `furt run`, which is `main`.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 
 use clap::{Parser, Subcommand};
 use furt::{BindError, RunError, config::LoadError};
@@ -117,7 +120,8 @@ impl Failure {
     /// Says it on standard error.
     pub fn tell(&self) {
         if !self.0.is_empty() {
-            eprintln!("{}", self.0);
+            // There is nobody to tell when this cannot be written.
+            let _ = writeln!(io::stderr(), "{}", self.0);
         }
     }
 }

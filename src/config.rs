@@ -147,6 +147,8 @@ pub fn gateway_address(named: Option<&Path>) -> SocketAddr {
     let (sections, _) = text::read(&text);
     let entries = sections.iter().filter(|section| section.name == "gateway").flat_map(|section| &section.entries);
     let listen = entries.filter(|entry| entry.key == "listen").find_map(|entry| server::listen(&entry.value.whole).ok());
+    // Port 0 is a port that only the running furt knows.
+    let listen = listen.filter(|address| address.port() != 0);
     let mut address = listen.unwrap_or(DEFAULT_GATEWAY);
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),

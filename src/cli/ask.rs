@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     Arguments, Command, Failure,
     client::{Answer, encoded, send},
+    process::say,
     table::{shown, table},
 };
 
@@ -24,13 +25,13 @@ pub async fn ask(arguments: &Arguments, command: &Command) -> Result<(), Failure
     let json = answer.json();
     let success = answer.status.is_success() && json.get("success") == Some(&Value::Bool(true));
     if arguments.json {
-        println!("{}", String::from_utf8_lossy(&answer.body).trim_end());
+        say(String::from_utf8_lossy(&answer.body).trim_end())?;
         return if success { Ok(()) } else { Err(Failure::told()) };
     }
     if !success {
         return Err(refused(&answer, &json, &address));
     }
-    println!("{}", told(command, &json));
+    say(told(command, &json))?;
     Ok(())
 }
 
@@ -128,7 +129,10 @@ fn told(command: &Command, json: &Value) -> String {
 fn registered(json: &Value, data: &Value) -> String {
     let mut lines = vec![text(json, "message")];
     for (name, key) in [("instance", "instance"), ("registration", "registration_id"), ("status", "status")] {
-        lines.push(format!("  {name}: {}", text(data, key)));
+        // A dry run has no registration to name.
+        if !text(data, key).is_empty() {
+            lines.push(format!("  {name}: {}", text(data, key)));
+        }
     }
     lines.push(format!("  repeat it every {} s", text(data, "renew_after_seconds")));
     for warning in list(data, "warnings") {

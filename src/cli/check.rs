@@ -3,7 +3,7 @@
 use furt::config::{self, Config, Finding, LoadError, Report};
 use serde_json::{Value, json};
 
-use super::{Arguments, Failure};
+use super::{Arguments, Failure, process::say};
 
 /// Prints every finding; fails when one of them is an error.
 pub fn check(arguments: &Arguments) -> Result<(), Failure> {
@@ -18,13 +18,13 @@ pub fn check(arguments: &Arguments) -> Result<(), Failure> {
     };
     if arguments.json {
         let list = |findings: &[Finding]| findings.iter().map(finding).collect::<Value>();
-        println!("{}", json!({"valid": config.is_some(), "errors": list(&report.errors), "warnings": list(&report.warnings)}));
+        say(json!({"valid": config.is_some(), "errors": list(&report.errors), "warnings": list(&report.warnings)}))?;
     } else {
         if !(report.errors.is_empty() && report.warnings.is_empty()) {
-            println!("{report}");
+            say(&report)?;
         }
         if let Some(config) = &config {
-            println!("furt.conf is valid: {}", summary(config));
+            say(format!("furt.conf is valid: {}", summary(config)))?;
         }
     }
     match config {

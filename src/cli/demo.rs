@@ -24,7 +24,8 @@ use tokio::{
 use super::{
     Failure, ask,
     client::{self, send},
-    key, logging, process,
+    key, logging,
+    process::{self, say},
     table::shown,
 };
 
@@ -36,7 +37,7 @@ pub async fn demo(once: bool) -> Result<(), Failure> {
     let place = Place::new()?;
     let (key, digest) = key::random()?;
     let file = place.0.join("furt.conf");
-    fs::write(&file, configuration(&place.0, &digest))
+    fs::write(&file, configuration(&place.0, &digest)?)
         .map_err(|error| Failure::new(format!("furt: cannot write {}: {error}", file.display())))?;
     let config = config::load(Some(&file))?;
     logging::install(config.log);
@@ -46,7 +47,7 @@ pub async fn demo(once: bool) -> Result<(), Failure> {
     let furt = Furt::bind(config).await?;
     let public = furt.public_addr();
     let internal = furt.internal_addr().unwrap_or(config::DEFAULT_GATEWAY);
-    println!("furt demo: the gateway listens on {public} for callers and on {internal} for services.\n");
+    say(format!("furt demo: the gateway listens on {public} for callers and on {internal} for services.\n"))?;
     let mut running = tokio::spawn(furt.run(shutdown.clone()));
 
     let shown = tokio::select! {
@@ -54,20 +55,16 @@ pub async fn demo(once: bool) -> Result<(), Failure> {
         _ = shutdown.cancelled() => Err(Failure::new("furt: stopped before it had shown everything")),
         ended = &mut running => return ended.map_err(|error| Failure::new(format!("furt: {error}")))?.map_err(Failure::from),
     };
-    if let Ok(_service) = &shown
-        && !once
-    {
-        // Lives on with `_service`; when somebody kills it, its routes are seen to be withdrawn.
+    if shown.is_ok() && !once {
+        // When somebody kills the sample service meanwhile, its routes are seen to be withdrawn.
         shutdown.cancelled().await;
     }
     shutdown.cancel();
-    if let Ok(mut service) = shown {
-        // It may be gone already.
-        let _ = service.kill().await;
-    } else {
-        shown?;
-    }
-    running.await.map_err(|error| Failure::new(format!("furt: {error}")))?.map_err(Failure::from)
+    let stopped = running.await.map_err(|error| Failure::new(format!("furt: {error}")))?;
+    let mut service = shown?;
+    // It may be gone already.
+    let _ = service.kill().await;
+    stopped.map_err(Failure::from)
 }
 
 /// The sample service registers, and the requests that tell the story are sent.
@@ -82,18 +79,18 @@ async fn show(public: SocketAddr, internal: SocketAddr, key: &str, once: bool) -
     for (title, method, target, key) in steps {
         request(public, title, method, target, key).await?;
     }
-    println!("Why the second one went where it went (furt explain GET /api/comments/test-post --key-name demo):");
+    say("Why the second one went where it went (furt explain GET /api/comments/test-post --key-name demo):")?;
     let target = format!("/internal/explain?method=GET&path={}&key_name=demo", client::encoded("/api/comments/test-post"));
     let answer = ask_gateway(internal, Method::GET, &target, HeaderMap::new()).await?;
-    println!("{}\n", indented(&ask::explanation(&answer)));
+    say(format!("{}\n", indented(&ask::explanation(&answer))))?;
     if !once {
         let pid = service.id().map(|id| id.to_string()).unwrap_or_default();
-        println!("furt stays up; Ctrl-C ends it and the sample service. Try:");
-        println!("  curl -i -H 'X-API-Key: {key}' http://{public}/api/comments/hello");
-        println!("  curl http://{public}/health");
-        println!("  furt services --gateway {internal}");
-        println!("  furt routes --gateway {internal}");
-        println!("  kill {pid}    # the sample service; three missed pings later its requests get 503");
+        say("furt stays up; Ctrl-C ends it and the sample service. Try:")?;
+        say(format!("  curl -i -H 'X-API-Key: {key}' http://{public}/api/comments/hello"))?;
+        say(format!("  curl http://{public}/health"))?;
+        say(format!("  furt services --gateway {internal}"))?;
+        say(format!("  furt routes --gateway {internal}"))?;
+        say(format!("  kill {pid}    # the sample service; three missed pings later its requests get 503"))?;
     }
     Ok(service)
 }
@@ -102,8 +99,8 @@ async fn show(public: SocketAddr, internal: SocketAddr, key: &str, once: bool) -
 async fn start_service(internal: SocketAddr) -> Result<Child, Failure> {
     let failed = |why: String| Failure::new(format!("furt: the sample service did not start: {why}"));
     let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-    println!("The sample service starts and registers itself:");
-    println!("  POST http://{internal}/internal/register-service");
+    say("The sample service starts and registers itself:")?;
+    say(format!("  POST http://{internal}/internal/register-service"))?;
     let mut command = Command::new(program);
     command.args(["demo-service", "--gateway", &internal.to_string()]);
     // The pipe to its standard input ends with this process, however that ends, and the service with it.
@@ -113,7 +110,7 @@ async fn start_service(internal: SocketAddr) -> Result<Child, Failure> {
     let mut lines = BufReader::new(output).lines();
     let first = timeout(PATIENCE, lines.next_line()).await.map_err(|_| failed("it was not registered in time".into()))?;
     let first = first.map_err(|error| failed(error.to_string()))?.ok_or_else(|| failed("it ended".into()))?;
-    println!("  {}\n", shown(&first));
+    say(format!("  {}\n", shown(&first)))?;
     if !first.contains("\"success\":true") {
         return Err(failed("furt refused it".into()));
     }
@@ -127,11 +124,11 @@ async fn request(public: SocketAddr, title: &str, method: Method, target: &str, 
     if let Some(key) = key.and_then(|key| HeaderValue::from_str(key).ok()) {
         headers.insert("x-api-key", key);
     }
-    println!("{title}");
-    println!("  {method} http://{public}{target}{}", if key.is_some() { "   X-API-Key: furt_…" } else { "" });
+    say(title)?;
+    say(format!("  {method} http://{public}{target}{}", if key.is_some() { "   X-API-Key: furt_…" } else { "" }))?;
     let answer = ask_gateway(public, method, target, headers).await?;
-    println!("  {}", answer.status);
-    println!("  {}\n", shown(&String::from_utf8_lossy(&answer.body)));
+    say(format!("  {}", answer.status))?;
+    say(format!("  {}\n", shown(&String::from_utf8_lossy(&answer.body))))?;
     Ok(())
 }
 
@@ -144,9 +141,9 @@ fn indented(text: &str) -> String {
 }
 
 /// The furt.conf of the demonstration; pings are frequent, so that a killed service is noticed while one looks.
-fn configuration(place: &Path, digest: &str) -> String {
-    let (public, internal) = (free("127.0.0.1:7811"), free("127.0.0.1:7810"));
-    format!(
+fn configuration(place: &Path, digest: &str) -> Result<String, Failure> {
+    let (public, internal) = (free("127.0.0.1:7811")?, free("127.0.0.1:7810")?);
+    Ok(format!(
         "[server]\nhost = {}\nport = {}\nlog_level = error\nlog_requests = false\nstate_dir = \"{}\"\n\
          [gateway]\nlisten = {internal}\nallow_registration_from = 127.0.0.1\nhealth_check_interval = 2\nhealth_check_timeout = 1\n\
          [service \"sagjan\"]\npermissions = comments:*\npaths = /api/comments/*\n\
@@ -154,18 +151,18 @@ fn configuration(place: &Path, digest: &str) -> String {
         public.ip(),
         public.port(),
         place.join("state").display(),
-    )
+    ))
 }
 
 /// The usual address of a listener, or port 0 when somebody has it.
-fn free(usual: &str) -> SocketAddr {
+fn free(usual: &str) -> Result<SocketAddr, Failure> {
     let fallback = SocketAddr::from(([127, 0, 0, 1], 0));
     let usual = usual.parse().unwrap_or(fallback);
     match TcpListener::bind(usual) {
-        Ok(_) => usual,
+        Ok(_) => Ok(usual),
         Err(error) => {
-            println!("{usual} cannot be had ({error}); a free port is taken instead.");
-            fallback
+            say(format!("{usual} cannot be had ({error}); a free port is taken instead."))?;
+            Ok(fallback)
         }
     }
 }

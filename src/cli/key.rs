@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::Failure;
+use super::{Failure, process::say};
 
 /// Prints a key and the lines to paste.
 pub fn new(name: &str, as_json: bool) -> Result<(), Failure> {
@@ -14,12 +14,12 @@ pub fn new(name: &str, as_json: bool) -> Result<(), Failure> {
     }
     let (key, digest) = random()?;
     if as_json {
-        println!("{}", json!({"name": name, "key": key, "key_sha256": digest}));
+        say(json!({"name": name, "key": key, "key_sha256": digest}))?;
         return Ok(());
     }
-    println!("The key, shown this once; the caller sends it as X-API-Key:\n\n    {key}\n");
-    println!("For furt.conf, which needs no more than its digest:\n");
-    println!("[api_key \"{name}\"]\nkey_sha256 = {digest}\npermissions = ; e.g. comments:read, comments:write");
+    say(format!("The key, shown this once; the caller sends it as X-API-Key:\n\n    {key}\n"))?;
+    say("For furt.conf, which needs no more than its digest:\n")?;
+    say(format!("[api_key \"{name}\"]\nkey_sha256 = {digest}\npermissions = ; e.g. comments:read, comments:write"))?;
     Ok(())
 }
 

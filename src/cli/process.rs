@@ -1,4 +1,9 @@
-//! What a process needs of the system: runtimes, signals, descriptors.
+//! What a process needs of the system: runtimes, signals, descriptors, standard output.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -20,28 +25,36 @@ pub fn small_runtime() -> Result<Runtime, Failure> {
     Builder::new_current_thread().enable_all().build().map_err(failed)
 }
 
-fn failed(error: std::io::Error) -> Failure {
+/// A line on standard output. Whoever reads it may have seen enough (`furt routes | head`): then the
+/// command ends without a word.
+pub fn say(line: impl Display) -> Result<(), Failure> {
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::told()),
+        Err(error) => Err(Failure::new(format!("furt: cannot write: {error}"))),
+    }
+}
+
+fn failed(error: io::Error) -> Failure {
     Failure::new(format!("furt: cannot start: {error}"))
 }
 
-/// Cancelled by the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Cancelled by the first SIGTERM or SIGINT. A second SIGINT ends the process at once: somebody at a
+/// terminal does not want to wait.
 pub fn shutdown_on_signals() -> Result<CancellationToken, Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     tokio::spawn(async move {
-        for again in [false, true] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if again {
-                std::process::exit(1);
-            }
-            info!("shutting down");
-            token.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+        info!("shutting down");
+        token.cancel();
+        interrupt.recv().await;
+        std::process::exit(1);
     });
     Ok(shutdown)
 }
