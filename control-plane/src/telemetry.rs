@@ -7,7 +7,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use furt_proto::names::{InstanceId, ServiceName};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, text::encode_registry},
+    encoding::{DescriptorEncoder, EncodeLabelSet, prometheus_text},
     metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram},
     registry::Registry as Metrics,
 };
@@ -103,7 +103,7 @@ impl Telemetry {
     /// All metrics in text form, without an end mark.
     pub fn encode(&self, out: &mut String) {
         let begin = out.len();
-        if encode_registry(out, &self.metrics).is_err() {
+        if prometheus_text::encode(out, &self.metrics).is_err() {
             // A String takes everything; half a family would make the whole page unreadable.
             out.truncate(begin);
         }
