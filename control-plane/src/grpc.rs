@@ -7,14 +7,18 @@ use std::sync::Arc;
 
 use axum::Router;
 use furt_proto::{FILE_DESCRIPTOR_SET, v1};
-use tonic::service::Routes;
+use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic::{Request, Response, Status, async_trait};
 use tonic_reflection::server::Builder as Reflection;
 use v1::registry_service_server::{RegistryService, RegistryServiceServer};
+use v1::snapshot_service_server::SnapshotServiceServer;
 
 use crate::body::MAX_BODY;
 use crate::identity::{Action, Peer, authorize};
 use crate::listener::Edge;
+
+/// What a data plane says at once: where it stands, and the instances it could not reach.
+const MAX_WATCH_REQUEST: usize = 4 << 20;
 
 /// Every service of the internal listener, and the switch of its health.
 ///
@@ -31,8 +35,15 @@ pub fn router(edge: Arc<Edge>) -> Result<(Router, tonic_health::server::HealthRe
     let v1alpha = reflection().register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET).build_v1alpha()?;
     let (reporter, health) = tonic_health::server::health_reporter();
 
+    let snapshots = SnapshotServiceServer::new(edge.registry.snapshots()).max_decoding_message_size(MAX_WATCH_REQUEST);
+    let watchers = Arc::clone(&edge);
+    let snapshots = InterceptedService::new(snapshots, move |request: Request<()>| {
+        let peer = peer(&request);
+        authorize(watchers.registry.config(), &peer, Action::Snapshots, None)?;
+        Ok(request)
+    });
     let registry = RegistryServiceServer::new(Rpc { edge }).max_decoding_message_size(MAX_BODY);
-    let routes = Routes::new(registry).add_service(health).add_service(v1).add_service(v1alpha);
+    let routes = Routes::new(registry).add_service(snapshots).add_service(health).add_service(v1).add_service(v1alpha);
     Ok((routes.prepare().into_axum_router(), reporter))
 }
 
