@@ -131,6 +131,8 @@ async fn handle(
     let route = match view.table.find(&name, head.method.as_str(), &path) {
         Lookup::Found(route) => route,
         Lookup::MethodNotAllowed(methods) => return Err(ProxyError::MethodNotAllowed(methods.join(", "))),
+        // Before the first snapshot nothing can be said of any path.
+        Lookup::NotFound if !view.is_ready() => return Err(ProxyError::Unavailable(Duration::from_secs(1))),
         Lookup::NotFound => return Err(ProxyError::NotFound),
     };
     decision.exchange.note_route(route);
