@@ -272,6 +272,24 @@ pub struct UnitedRoute {
     pub instances: Vec<u32>,
 }
 
+impl UnitedRoute {
+    /// Whether callers need less for it: no permission where there was one, or no key.
+    fn is_looser_than(&self, before: &Self) -> bool {
+        (self.public && !before.public) || (self.permission.is_none() && before.permission.is_some())
+    }
+}
+
+/// What making the union of a service's routes anew changed.
+#[derive(Debug, Default)]
+pub(crate) struct Merged {
+    /// No longer in it.
+    pub gone: Vec<RouteKey>,
+    /// New in it.
+    pub new: Vec<RouteKey>,
+    /// In it as before, for callers that were not let through before.
+    pub loosened: Vec<RouteKey>,
+}
+
 /// A service with its instances.
 #[derive(Debug)]
 pub struct Service {
@@ -300,8 +318,8 @@ impl Service {
         states.min_by_key(rank).unwrap_or(State::Unknown { misses: 0 })
     }
 
-    /// Makes the union anew: the keys that are no longer in it, and those that are new.
-    pub(crate) fn merge_routes(&mut self) -> (Vec<RouteKey>, Vec<RouteKey>) {
+    /// Makes the union anew.
+    pub(crate) fn merge_routes(&mut self) -> Merged {
         let mut instances: Vec<&Instance> = self.instances.values().collect();
         instances.sort_by_key(|instance| instance.order);
         let mut union: BTreeMap<&RouteKey, (&Route, Vec<u32>)> = BTreeMap::new();
@@ -321,7 +339,12 @@ impl Service {
             })
             .collect();
         let before = std::mem::replace(&mut self.routes, united);
-        (only_in(&before, &self.routes), only_in(&self.routes, &before))
+        let loosened = self.routes.iter().filter(|route| {
+            let before = before.binary_search_by(|other| other.key.cmp(&route.key)).ok().and_then(|at| before.get(at));
+            before.is_some_and(|before| route.is_looser_than(before))
+        });
+        let loosened = loosened.map(|route| route.key.clone()).collect();
+        Merged { gone: only_in(&before, &self.routes), new: only_in(&self.routes, &before), loosened }
     }
 
     pub(crate) fn route_set(&self) -> Encoded {

@@ -224,6 +224,9 @@ impl Registry {
         if let Some(transition) = &applied.transition {
             self.telemetry().transition(&registration.service, &registration.instance, transition);
         }
+        if !applied.loosened.is_empty() {
+            self.telemetry().loosened(&registration.service, &registration.instance, &applied.loosened);
+        }
         applied.carried_by
     }
 

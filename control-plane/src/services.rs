@@ -18,9 +18,9 @@ use crate::{
     claims::Claims,
     health::{self, Effect, Health, Outcome, Policy, State},
     publication::Publication,
-    records::{Change, Instance, LastPing, Service, Transition},
+    records::{Change, Instance, LastPing, Merged, Service, Transition},
     refusal::{Code, Refusal},
-    registration::Registration,
+    registration::{Registration, RouteKey},
 };
 
 /// A registration that was admitted, with all that applying it needs.
@@ -60,6 +60,8 @@ pub struct Applied {
     pub carried_by: u64,
     /// Set when it woke a parked instance.
     pub transition: Option<Transition>,
+    /// Routes for which callers need less than before.
+    pub loosened: Vec<RouteKey>,
 }
 
 /// A probe that is due. Its answer counts only for the registration it was taken for.
@@ -203,11 +205,8 @@ impl Services {
         let id = admitted.registration.instance.clone();
         let existing = self.instance(&name, id.as_str());
         let change = existing.map_or(Change::Started, |instance| instance.change_to(&admitted.registration));
-        let transition = match change {
-            Change::Started => {
-                self.start(admitted, at);
-                None
-            }
+        let (transition, loosened) = match change {
+            Change::Started => (None, self.start(admitted, at)),
             Change::Updated | Change::Renewed => self.renew(admitted, change, at),
         };
         let version = self.publication.version();
@@ -219,10 +218,11 @@ impl Services {
             version,
             carried_by: self.publication.version_of(&name),
             transition,
+            loosened,
         }
     }
 
-    fn start(&mut self, admitted: Admitted, at: Moment) {
+    fn start(&mut self, admitted: Admitted, at: Moment) -> Vec<RouteKey> {
         let name = admitted.registration.service.clone();
         let id = admitted.registration.instance.clone();
         self.last_number = self.last_number.wrapping_add(1).max(1);
@@ -243,7 +243,7 @@ impl Services {
         }
         self.forgettable_again(&name);
         self.note_report(&name, &id);
-        self.routes_changed(&name);
+        self.routes_changed(&name)
     }
 
     /// A parked instance that was kept as its service's last is none any more.
@@ -254,10 +254,10 @@ impl Services {
         }
     }
 
-    fn renew(&mut self, admitted: Admitted, change: Change, at: Moment) -> Option<Transition> {
+    fn renew(&mut self, admitted: Admitted, change: Change, at: Moment) -> (Option<Transition>, Vec<RouteKey>) {
         let (name, id) = (admitted.registration.service.clone(), admitted.registration.instance.clone());
         let order = self.last_order + 1;
-        let instance = instance_mut(&mut self.services, &name, &id)?;
+        let Some(instance) = instance_mut(&mut self.services, &name, &id) else { return (None, Vec::new()) };
         let routes_differ = instance.registration.routes != admitted.registration.routes;
         let mut publish = change == Change::Updated;
         if instance.addresses[..] != admitted.addresses[..] {
@@ -274,11 +274,12 @@ impl Services {
         }
         let woken = self.wake_instance(&name, &id, at, false);
         if routes_differ {
-            self.routes_changed(&name);
-        } else if publish || woken.is_some() {
+            return (woken, self.routes_changed(&name));
+        }
+        if publish || woken.is_some() {
             self.instances_changed(&name);
         }
-        woken
+        (woken, Vec::new())
     }
 
     /// Takes one instance out, or the whole service. A `registration_id` that is not the current one is refused.
@@ -496,10 +497,11 @@ impl Services {
         }
     }
 
-    /// Brings claims and publication in line with a service whose instances or routes changed.
-    fn routes_changed(&mut self, name: &ServiceName) {
-        let Some(service) = self.services.get_mut(name) else { return };
-        let (gone, new) = service.merge_routes();
+    /// Brings claims and publication in line with a service whose instances or routes changed; the routes for which
+    /// callers need less now.
+    fn routes_changed(&mut self, name: &ServiceName) -> Vec<RouteKey> {
+        let Some(service) = self.services.get_mut(name) else { return Vec::new() };
+        let Merged { gone, new, loosened } = service.merge_routes();
         for key in gone {
             self.claims.remove(&key);
         }
@@ -512,6 +514,7 @@ impl Services {
         } else {
             self.publication.publish([service.route_set(), service.instance_set()]);
         }
+        loosened
     }
 
     fn instances_changed(&mut self, name: &ServiceName) {

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::{
     records::{Change, Transition},
     refusal::Refusal,
+    registration::RouteKey,
     services::{Seen, Ticket},
     uptime::WINDOWS,
 };
@@ -130,6 +131,12 @@ impl Telemetry {
                 debug!(%service, %instance, registration_id, %peer, "registration renewed");
             }
         }
+    }
+
+    /// Routes of a service that callers reach with less than before.
+    pub fn loosened(&self, service: &ServiceName, instance: &InstanceId, routes: &[RouteKey]) {
+        let first = routes.first().map(ToString::to_string).unwrap_or_default();
+        info!(%service, %instance, routes = routes.len(), first, "routes loosened: they need no permission or no key any more");
     }
 
     /// Somebody asked what registering would do.

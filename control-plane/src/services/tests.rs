@@ -215,6 +215,8 @@ fn the_union_of_routes_is_governed_by_the_newest_registration() {
     assert_eq!(world.services.get("sagjan").unwrap().routes.len(), 2, "what only a declared is gone");
     world.services.deregister(&"sagjan".parse().unwrap(), Some(&"a".parse().unwrap()), "").unwrap();
     assert_eq!(permission(&world, "/both"), "new:b");
+    let loosened = world.register(with("b", 2, "", &["GET /both", "GET /only-b", "GET /new"])).loosened;
+    assert_eq!(loosened.iter().map(ToString::to_string).collect::<Vec<_>>(), ["GET /both", "GET /only-b"]);
 }
 
 #[test]
