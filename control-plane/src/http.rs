@@ -177,18 +177,7 @@ impl Call {
             faults.extend(refusal.faults);
             true // Nothing happens with a fault; and if it did, then the lesser thing.
         });
-        if let Some(encoding) = content_encoding(&self.headers) {
-            let message = format!("must be identity, got {encoding}: the body is taken as it is");
-            faults.push(Fault::new("Content-Encoding", Code::Validation, message));
-            crate::body::discard(&self.headers, body).await;
-            return Err(faults.into());
-        }
-        let bytes = self.edge.bodies.read(&self.headers, body).await?;
-        let (mut request, found) = json::decode(&bytes).map_err(|fault| {
-            faults.push(fault);
-            Refusal::from(std::mem::take(&mut faults))
-        })?;
-        drop(bytes);
+        let (mut request, found) = self.request(body).await?;
         faults.extend(found);
         request.dry_run |= dry_run;
         let only_asked = request.dry_run;
@@ -196,6 +185,22 @@ impl Call {
         let did = if only_asked { "could be registered" } else { "registered" };
         let message = format!("{} {did}: {}", answer.service, counted(answer.routes as usize, "route"));
         Ok((message, answers::registered(&answer)))
+    }
+
+    /// What the body says, and its faults. One that cannot be read at all is a fault too: it goes the way of all
+    /// registrations, so that it counts against the peer's rate and is logged. Errors: furt has no room for the body.
+    async fn request(&self, body: Body) -> Result<(v1::RegisterRequest, Vec<Fault>), Refusal> {
+        let unread = |fault: Fault| Ok((v1::RegisterRequest::default(), vec![fault]));
+        if let Some(encoding) = content_encoding(&self.headers) {
+            crate::body::discard(&self.headers, body).await;
+            let message = format!("Content-Encoding must be identity, got {encoding}: the body is taken as it is");
+            return unread(Fault::new("", Code::Validation, message));
+        }
+        match self.edge.bodies.read(&self.headers, body).await {
+            Ok(bytes) => json::decode(&bytes).or_else(unread),
+            Err(refusal) if refusal.code() == Code::Unavailable => Err(refusal),
+            Err(refusal) => Ok((v1::RegisterRequest::default(), refusal.faults)),
+        }
     }
 
     async fn deregister(&self) -> Outcome {

@@ -197,7 +197,8 @@ impl Draft {
         Self { registration, service, url, protocol, instance, routes: drafts, faults }
     }
 
-    /// Adds what decoding found already. A field that was not decoded is not blamed a second time for being empty.
+    /// Adds what decoding found already. A field that was not decoded is not blamed a second time for being empty,
+    /// and after a fault of the whole body (of no field) none is.
     pub fn with_decoding(mut self, found: Vec<Fault>) -> Self {
         if found.is_empty() {
             return self;
@@ -205,7 +206,7 @@ impl Draft {
         let told: HashSet<&str> = found.iter().map(|fault| fault.field.as_str()).collect();
         let inside = |field: &str| {
             let ends = field.char_indices().filter(|(_, character)| matches!(character, '.' | '[')).map(|(at, _)| at);
-            ends.chain([field.len()]).any(|end| told.contains(&field[..end]))
+            ends.chain([0, field.len()]).any(|end| told.contains(&field[..end]))
         };
         self.faults.retain(|fault| !inside(&fault.field));
         self.faults.splice(0..0, found);
@@ -461,5 +462,8 @@ mod tests {
         let fields: Vec<_> = draft.faults.iter().map(|fault| fault.field.as_str()).collect();
         assert_eq!(fields, ["url", "routes[1]", "routes[2].path"]);
         assert!(draft.registration.is_none());
+
+        let whole = vec![Fault::new("", Code::Malformed, "the body is empty")];
+        assert_eq!(Draft::read(&v1::RegisterRequest::default()).with_decoding(whole.clone()).faults, whole);
     }
 }

@@ -195,9 +195,25 @@ async fn a_bad_registration_is_told_everything_at_once() {
         let body = register(malformed).await.is_refused(400, "MALFORMED_REQUEST");
         assert!(body["error"].as_str().unwrap().starts_with("the body is "), "{body}");
     }
-    register("[]").await.is_refused(400, "VALIDATION_ERROR");
+    assert_eq!(register("[]").await.is_refused(400, "VALIDATION_ERROR").get("details"), None);
     let services = furt.get("/internal/services").await.envelope();
     assert_eq!(services["data"]["services"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_flood_of_rubbish_is_limited_like_any_other() {
+    let furt = World::with(Config { registration_rate: "1/min".parse().unwrap(), ..config() }, Limits::default()).await;
+    let mut refused = 0;
+    let last = loop {
+        let answer = furt.register("/internal/register-service", &[], "{").await;
+        if answer.status() != 400 {
+            break answer;
+        }
+        refused += 1;
+        assert!(refused <= 1000, "there is no limit");
+    };
+    last.is_refused(429, "RATE_LIMIT_EXCEEDED");
+    assert!(last.header("retry-after").is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|seconds| seconds >= 1)));
 }
 
 #[tokio::test]
@@ -208,7 +224,8 @@ async fn queries_and_encodings_are_known_or_refused() {
         furt.register(&target, &[], SEED).await.is_refused(400, "VALIDATION_ERROR");
     }
     let encoded = furt.register("/internal/register-service", &["Content-Encoding: gzip"], SEED).await;
-    assert_eq!(encoded.is_refused(400, "VALIDATION_ERROR")["details"][0]["field"], "Content-Encoding");
+    let encoded = encoded.is_refused(400, "VALIDATION_ERROR");
+    assert!(encoded["error"].as_str().unwrap().starts_with("Content-Encoding must be identity"), "{encoded}");
     assert_eq!(furt.register("/internal/register-service", &["Content-Encoding: identity"], SEED).await.status(), 200);
     furt.get("/internal/routes?servce=a").await.is_refused(400, "VALIDATION_ERROR");
     furt.get("/internal/explain?path=/a").await.is_refused(400, "VALIDATION_ERROR");
