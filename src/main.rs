@@ -12,6 +12,10 @@ mod cli;
 
 use cli::{Command, Failure};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     let done = match &arguments.command {

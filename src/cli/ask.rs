@@ -89,11 +89,13 @@ fn refused(answer: &Answer, json: &Value, address: &str) -> Failure {
         let status = answer.status;
         return Failure::new(format!("furt: {address} answered {status}, but not as furt does; --gateway names another address"));
     };
-    let mut lines = vec![format!("refused: {} ({}, {})", shown(error), text(json, "code"), answer.status.as_u16())];
-    for detail in json.get("details").and_then(Value::as_array).into_iter().flatten() {
+    let mut lines = vec![format!("refused ({} {}): {}", answer.status.as_u16(), text(json, "code"), paragraph(error, ""))];
+    // A single fault is the sentence already.
+    for detail in json.get("details").and_then(Value::as_array).filter(|details| details.len() > 1).into_iter().flatten() {
         let field = text(detail, "field");
         let place = if field.is_empty() { String::new() } else { format!("{field}: ") };
-        lines.push(format!("  {place}{} ({})", text(detail, "message"), text(detail, "code")));
+        let message = detail.get("message").and_then(Value::as_str).unwrap_or_default();
+        lines.push(format!("  {place}{} ({})", paragraph(message, "    "), text(detail, "code")));
     }
     match answer.status {
         StatusCode::UNAUTHORIZED => lines.push(format!("set {TOKEN} to a token that furt.conf knows ([token \"name\"])")),
@@ -104,6 +106,11 @@ fn refused(answer: &Answer, json: &Value, address: &str) -> Failure {
         _ => {}
     }
     Failure::new(lines.join("\n"))
+}
+
+/// Text of several lines, such as the lines to add to furt.conf.
+fn paragraph(text: &str, indent: &str) -> String {
+    text.lines().map(shown).collect::<Vec<_>>().join(&format!("\n{indent}"))
 }
 
 fn told(command: &Command, json: &Value) -> String {
@@ -243,7 +250,7 @@ mod tests {
         ]});
         let answer = Answer { status: StatusCode::UNAUTHORIZED, headers: HeaderMap::new(), body: body.to_string().into() };
         let said = format!("{:?}", refused(&answer, &answer.json(), "a:1"));
-        for part in ["2 faults (VALIDATION_ERROR, 401)", "url: is missing (VALIDATION_ERROR)", "  taken (ROUTE_CONFLICT)", TOKEN] {
+        for part in ["refused (401 VALIDATION_ERROR): 2 faults", "url: is missing (VALIDATION_ERROR)", "  taken (ROUTE_CONFLICT)", TOKEN] {
             assert!(said.contains(part), "{said}");
         }
     }
