@@ -125,9 +125,9 @@ impl Body for RequestBody {
 /// An answer's body on its way to the caller. It ends the exchange when it ends or is dropped.
 pub enum AnswerBody {
     /// What furt says itself.
-    Own(Option<Bytes>, #[allow(dead_code)] Option<Box<Exchange>>),
+    Own(Option<Bytes>, Box<Exchange>),
     /// What the service says.
-    Service(Box<Download>),
+    Service(Download),
 }
 
 /// The streamed body of a service's answer.
@@ -135,22 +135,25 @@ pub struct Download {
     inner: Incoming,
     /// The connection, to be used again once the body has ended well.
     lease: Option<Lease>,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 }
 
 impl AnswerBody {
     /// A body of furt's own.
-    pub fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
-        Self::Own(Some(body).filter(|body| !body.is_empty()), Some(exchange))
+    pub fn own(body: Bytes, mut exchange: Box<Exchange>) -> Self {
+        if body.is_empty() {
+            exchange.complete();
+        }
+        Self::Own(Some(body).filter(|body| !body.is_empty()), exchange)
     }
 
     /// The body of a service's answer, and the connection it comes over.
-    pub fn service(inner: Incoming, lease: Lease, exchange: Exchange) -> Self {
+    pub fn service(inner: Incoming, lease: Lease, exchange: Box<Exchange>) -> Self {
         let mut download = Download { inner, lease: Some(lease), exchange };
         if download.inner.is_end_stream() {
             download.ended();
         }
-        Self::Service(Box::new(download))
+        Self::Service(download)
     }
 }
 
@@ -196,10 +199,8 @@ impl Body for AnswerBody {
         match &mut *self {
             Self::Own(body, exchange) => {
                 let body = body.take();
-                if let Some(exchange) = exchange.as_mut() {
-                    exchange.sent(body.as_ref().map_or(0, Bytes::len));
-                    exchange.complete();
-                }
+                exchange.sent(body.as_ref().map_or(0, Bytes::len));
+                exchange.complete();
                 Poll::Ready(body.map(|body| Ok(Frame::data(body))))
             }
             Self::Service(download) => download.poll(context),

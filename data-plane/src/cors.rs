@@ -62,6 +62,15 @@ pub fn allow(answer: &mut HeaderMap, origin: HeaderValue, preflight: bool) {
     answer.append(VARY, HeaderValue::from_static("Origin"));
 }
 
+/// An answer to the preflight of an origin that is not allowed: it says nothing that would let the
+/// browser go on.
+pub fn refuse(answer: &mut HeaderMap) {
+    for name in &SET_BY_FURT {
+        answer.remove(name);
+    }
+    answer.append(VARY, HeaderValue::from_static("Origin"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

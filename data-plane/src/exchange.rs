@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
 
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 
 use crate::{
     access_log::Line,
@@ -36,19 +36,12 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins with the head of a request.
-    pub fn new<B>(
-        connection: &Connection,
-        view: &Rc<Held>,
-        request: &Request<B>,
-        client: IpAddr,
-        started: u64,
-        request_id: HeaderValue,
-    ) -> Self {
+    pub fn new(connection: &Connection, view: &Rc<Held>, method: Method, client: IpAddr, started: u64, request_id: HeaderValue) -> Self {
         Self {
             worker: connection.worker.clone(),
             watch: connection.watch.clone(),
             view: view.clone(),
-            method: request.method().clone(),
+            method,
             client,
             started,
             request_id,
@@ -108,6 +101,11 @@ impl Exchange {
         if let Some(instance) = &self.instance {
             instance.state.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Why furt answers itself; empty: it does not, or all is well.
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// The head of the answer: its status, and how long the service took, when it was asked.

@@ -116,42 +116,35 @@ pub struct Forwarding<'a> {
     pub chunked: bool,
 }
 
-/// The head of the request that the service gets. `client` is used up.
-pub fn forward(client: HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
-    let named = ConnectionNames::of(&client);
+/// The header fields that the service gets. The client's are left for a second attempt.
+pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
+    let named = ConnectionNames::of(client);
     let mut out = HeaderMap::with_capacity(client.len() + 10);
     out.insert(HOST, with.host.clone());
     let mut forwarded_for = None::<HeaderValue>;
     let mut via = None::<HeaderValue>;
     let (mut te, mut trace, mut cookies) = (false, None, None::<HeaderValue>);
-    let mut last = None;
     for (name, value) in client {
-        // A repeated field comes without its name.
-        let name = match name.or_else(|| last.take()) {
-            Some(name) => name,
-            None => continue,
-        };
-        last = Some(name.clone());
-        if named.has(&name) || with.route.set_headers.iter().any(|(ours, _)| folds_into(name.as_str(), ours.as_str())) {
+        if named.has(name) || with.route.set_headers.iter().any(|(ours, _)| folds_into(name.as_str(), ours.as_str())) {
             continue;
         }
         match kind(name.as_str()) {
-            Kind::Through => _ = out.append(name, value),
+            Kind::Through => _ = out.append(name.clone(), value.clone()),
             Kind::Ours => {}
             Kind::Forwarded if !with.trusted => {}
-            Kind::Forwarded if name == X_FORWARDED_FOR => forwarded_for = Some(joined(forwarded_for, b", ", &value)),
-            Kind::Forwarded => _ = out.append(name, value),
+            Kind::Forwarded if name == X_FORWARDED_FOR => forwarded_for = Some(joined(forwarded_for, b", ", value)),
+            Kind::Forwarded => _ = out.append(name.clone(), value.clone()),
             Kind::RequestId => {}
-            Kind::Via => via = Some(joined(via, b", ", &value)),
-            Kind::Trace if name == TRACEPARENT => trace = Some(trace.map_or(Trace::One(value), |_| Trace::Invalid)),
-            Kind::Trace => _ = out.append(name, value),
-            Kind::Te => te |= names_trailers(&value),
+            Kind::Via => via = Some(joined(via, b", ", value)),
+            Kind::Trace if name == TRACEPARENT => trace = Some(trace.map_or(Trace::One(value.clone()), |_| Trace::Invalid)),
+            Kind::Trace => _ = out.append(name.clone(), value.clone()),
+            Kind::Te => te |= names_trailers(value),
             Kind::Trailer => {
-                if let Some(value) = clean_trailer_names(&value) {
+                if let Some(value) = clean_trailer_names(value) {
                     out.append(TRAILER, value);
                 }
             }
-            Kind::Cookie => cookies = Some(joined(cookies, b"; ", &value)),
+            Kind::Cookie => cookies = Some(joined(cookies, b"; ", value)),
         }
     }
     if let Some(cookies) = cookies {

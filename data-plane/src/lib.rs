@@ -16,6 +16,8 @@ pub mod cors;
 pub mod deadline;
 pub mod exchange;
 pub mod explain;
+pub mod forward;
+pub mod framing;
 pub mod gateway;
 pub mod headers;
 pub mod health;

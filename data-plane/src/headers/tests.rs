@@ -53,7 +53,7 @@ impl With {
             via: &self.via,
             chunked: false,
         };
-        forward(client, &with)
+        forward(&client, &with)
     }
 }
 
