@@ -29,8 +29,9 @@ const LARGE: Size = Size { services: 10_000, routes_each: 10 };
 /// Services that take requests: as many in both processes, so that both hold the same upstream connections.
 const IN_USE: usize = 10;
 const CONNECTIONS: usize = 16;
-const ROUNDS: usize = 9;
-const REQUESTS_A_ROUND: usize = 20_000;
+/// Many short rounds: what else the machine does falls on all of them alike, or on few.
+const ROUNDS: usize = 60;
+const REQUESTS_A_ROUND: usize = 4_000;
 const REGISTRATIONS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 const LIVE_WITHIN_MS: f64 = 10.0;
@@ -67,26 +68,30 @@ fn main() -> Outcome<()> {
         );
     }
 
-    let mut costs = [Vec::new(), Vec::new(), Vec::new()];
-    let [ten, many, wide] = &mut costs;
+    let mut ten = Load::start(&small, IN_USE)?;
+    let mut many = Load::start(&large, IN_USE)?;
+    let mut wide = Load::start(&large, LARGE.services / 10)?;
     for _ in 0..ROUNDS {
-        ten.push(small.cost_us(IN_USE)?);
-        many.push(large.cost_us(IN_USE)?);
-        wide.push(large.cost_us(LARGE.services / 10)?);
+        for load in [&mut ten, &mut many, &mut wide] {
+            load.round()?;
+        }
     }
-    let ratios: Vec<f64> = ten.iter().zip(&*many).map(|(ten, many)| many / ten).collect();
-    println!("\n| routes | services in use | CPU µs/request, median (min–max) of {ROUNDS} rounds of {REQUESTS_A_ROUND} |\n|---|---|---|");
-    println!("| 10 | {IN_USE} | {} |", spread(ten));
-    println!("| 100,000 | {IN_USE} | {} |", spread(many));
-    println!("| 100,000 | {} (each with upstream connections of its own) | {} |", LARGE.services / 10, spread(wide));
-    println!("\ncost with 100,000 routes / with 10: {} of the rounds' ratios", spread(&ratios));
+    println!(
+        "\n| routes | services in use | CPU µs/request, least quarter of {ROUNDS} rounds of {REQUESTS_A_ROUND} | median (min–max) |\n|---|---|---|---|"
+    );
+    for load in [&ten, &many, &wide] {
+        let Size { services, routes_each } = load.furt.size;
+        println!("| {} | {} | {:.2} | {} |", services * routes_each, load.services, quarter(&load.costs_us), spread(&load.costs_us));
+    }
+    let ratio = quarter(&many.costs_us) / quarter(&ten.costs_us);
+    println!("\nA request with 100,000 routes costs {ratio:.3} times one with 10.");
 
     let mut missed = Vec::new();
     let growths = [&small_growth, &large_growth];
     if growths.iter().any(|growth| median(&growth.live_ms) >= LIVE_WITHIN_MS) {
         missed.push(format!("one more registration must be live in under {LIVE_WITHIN_MS} ms"));
     }
-    if median(&ratios) > COST_WITHIN {
+    if ratio > COST_WITHIN {
         missed.push(format!("a request with 100,000 routes may cost {COST_WITHIN} times one with 10"));
     }
     let one_each = |growth: &Compiled| growth.services <= growth.versions && growth.routes == REGISTRATIONS as u64;
@@ -104,6 +109,14 @@ fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The mean of the lowest quarter: on a shared machine, the rounds that were disturbed least.
+fn quarter(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.truncate(sorted.len().div_ceil(4));
+    sorted.iter().sum::<f64>() / sorted.len() as f64
 }
 
 fn spread(values: &[f64]) -> String {
@@ -210,34 +223,6 @@ impl Furt {
         Ok(Growth { live_ms, after })
     }
 
-    /// CPU time of the process for one request, in microseconds; the paths go round the routes of so many services.
-    fn cost_us(&self, services: usize) -> Outcome<f64> {
-        let mut callers = (0..CONNECTIONS).map(|_| connect(self.public)).collect::<Outcome<Vec<_>>>()?;
-        let stride = self.size.services / services;
-        let path = |number: usize| {
-            let (service, route) = (number % services * stride, number / services % self.size.routes_each);
-            format!("/s{service}/r{route}/items/42")
-        };
-        for number in 0..(2 * services).max(2_000) {
-            callers[number % CONNECTIONS].get(&path(number))?;
-        }
-        let before = self.cpu_ns()?;
-        let mut sent = 0;
-        while sent < REQUESTS_A_ROUND {
-            for (number, caller) in callers.iter_mut().enumerate() {
-                caller.send_get(&path(sent + number))?;
-            }
-            for caller in &mut callers {
-                let (status, body) = caller.receive()?;
-                if status != 200 {
-                    return Err(format!("a request failed: {status} {body}").into());
-                }
-            }
-            sent += CONNECTIONS;
-        }
-        Ok((self.cpu_ns()? - before) as f64 / 1e3 / sent as f64)
-    }
-
     fn cpu_ns(&self) -> Outcome<u64> {
         let mut sum = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -283,6 +268,57 @@ impl Furt {
 
     fn metrics(&mut self) -> Outcome<String> {
         Ok(self.internal.exchange("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?.1)
+    }
+}
+
+/// Callers of one process on kept-alive connections; their paths go round the routes of so many services.
+struct Load<'a> {
+    furt: &'a Furt,
+    services: usize,
+    callers: Vec<Connection>,
+    sent: usize,
+    costs_us: Vec<f64>,
+}
+
+impl<'a> Load<'a> {
+    /// Once round, so that the upstream connections are there.
+    fn start(furt: &'a Furt, services: usize) -> Outcome<Self> {
+        let callers = (0..CONNECTIONS).map(|_| connect(furt.public)).collect::<Outcome<Vec<_>>>()?;
+        let mut load = Self { furt, services, callers, sent: 0, costs_us: Vec::new() };
+        while load.sent < (2 * services).max(2_000) {
+            load.turn()?;
+        }
+        Ok(load)
+    }
+
+    /// One request on each connection, all under way at once.
+    fn turn(&mut self) -> Outcome<()> {
+        for caller in &mut self.callers {
+            let Size { services, routes_each } = self.furt.size;
+            // Spread over the whole table, not over its first services.
+            let service = self.sent % self.services * (services / self.services);
+            let route = self.sent / self.services % routes_each;
+            caller.send_get(&format!("/s{service}/r{route}/items/42"))?;
+            self.sent += 1;
+        }
+        for caller in &mut self.callers {
+            let (status, body) = caller.receive()?;
+            if status != 200 {
+                return Err(format!("a request failed: {status} {body}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes down the CPU time of the process for one request, in microseconds.
+    fn round(&mut self) -> Outcome<()> {
+        let (before, first) = (self.furt.cpu_ns()?, self.sent);
+        while self.sent < first + REQUESTS_A_ROUND {
+            self.turn()?;
+        }
+        let spent = self.furt.cpu_ns()? - before;
+        self.costs_us.push(spent as f64 / 1e3 / (self.sent - first) as f64);
+        Ok(())
     }
 }
 
