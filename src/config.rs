@@ -1,8 +1,8 @@
 //! furt.conf → [`Config`]: the text once, at the edge, into what each plane is told (DESIGN §3).
 //!
-//! Here: the assembly, the relations between sections, where the file is looked for. In [`text`] the
-//! reader of the INI, in [`keys`] the table of known keys, in [`report`] the findings; one part per
-//! kind of section: [`server`], [`grants`], [`routes`], [`callers`]. Not here: what the planes do
+//! Here: the assembly, the relations between sections, where the file is looked for. In `text` the
+//! reader of the INI, in [`keys`] the table of known keys, in `report` the findings; one part per
+//! kind of section: `server`, `grants`, `routes`, `callers`. Not here: what the planes do
 //! with it. Past this module there is nothing left to check.
 
 use std::{
@@ -345,7 +345,8 @@ impl Parts {
         for (line, route) in &self.routes {
             for method in &route.methods {
                 if let Some(earlier) = places.insert((&route.host, method, &route.pattern), *line) {
-                    let message = format!("expected a place of its own, the route of line {earlier} has {method} {} too", route.pattern);
+                    // The method is one of few words; the path may come from the environment and is not repeated.
+                    let message = format!("expected a place of its own, the route of line {earlier} has the same host, path and {method}");
                     report.error(*line, "path", message);
                 }
             }

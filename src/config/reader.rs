@@ -158,11 +158,10 @@ impl<'a> Reader<'a> {
         let Some(text) = self.text(key)? else { return Some(Vec::new()) };
         let parts: Vec<String> = text.items.into_iter().map(|item| item.text).filter(|part| !part.is_empty()).collect();
         let headers = self.items(key, false, &parts, header)?;
-        for (index, (name, _)) in headers.iter().enumerate() {
-            if headers.iter().take(index).any(|(other, _)| other == name) {
-                self.error(key, format!("expected each header once, {name} is there twice"));
-                return None;
-            }
+        let repeated = |(index, (name, _)): (usize, &(HeaderName, _))| headers.iter().take(index).any(|(other, _)| other == name);
+        if headers.iter().enumerate().any(repeated) {
+            self.error(key, "expected each header once, one is there twice");
+            return None;
         }
         Some(headers)
     }
@@ -236,10 +235,10 @@ impl<'a> Reader<'a> {
     /// The one line of a file, relative to the directory of furt.conf.
     fn read_file(&self, path: &str) -> Result<String, String> {
         let path = Path::new(self.file).parent().unwrap_or(Path::new("")).join(path);
-        let text = (self.around.read_file)(&path).map_err(|error| format!("expected a readable file at {}: {error}", path.display()))?;
+        let text = (self.around.read_file)(&path).map_err(|error| format!("expected a readable file at {path:?}: {error}"))?;
         let text = text.trim();
         match text.is_empty() || text.chars().any(char::is_control) {
-            true => Err(format!("expected one line of text in {}", path.display())),
+            true => Err(format!("expected one line of text in {path:?}")),
             false => Ok(text.to_owned()),
         }
     }

@@ -237,7 +237,7 @@ fn oddities_are_warnings() {
         &["3: allowed_ips: a loopback address without trusted_proxies lets in everyone who comes through a proxy on this machine"],
     );
     let none = "[server]\ntrusted_proxies_file = x\n";
-    bad(none, &["2: trusted_proxies_file: expected a readable file at x: not there"]);
+    bad(none, &["2: trusted_proxies_file: expected a readable file at \"x\": not there"]);
     let open = "[gateway]\nallow_registration_from = 127.0.0.0/8, ::1, 10.0.0.0/8\n";
     odd(&format!("{open}[service \"a\"]\nfrom = 10.0.0.1\n"), &[]);
     odd(&format!("{open}[service \"*\"]\n"), &["3: [service]: anyone in 10.0.0.0/8 may register any service; set from or token_sha256"]);
@@ -281,14 +281,14 @@ fn wrong_values_of_server_and_gateway_are_told() {
     server("tls_cert = a.pem", "2: tls_cert: expected nothing: TLS on the public listener is not supported by this version yet");
     server("add_headers = X", "2: add_headers: expected headers such as \"Name: value\" with a value in visible ASCII");
     server("add_headers = Content-Length: 1", "2: add_headers: expected a header that does not frame the message, content-length does");
-    server("add_headers = A: 1, a: 2", "2: add_headers: expected each header once, a is there twice");
+    server("add_headers = A: 1, a: 2", "2: add_headers: expected each header once, one is there twice");
     server("port = 1\nport = 2", "3: port: expected once, it is set in line 2 already");
     server("port = \"1", "2: port: expected a closing quote");
     server("port = ${PORT}", "2: port: expected ${PORT} in the environment, it is not set");
     server("port = ${EMPTY}", "2: port: expected a value in ${EMPTY}, it is set but empty");
     server("port = ${BAD}", "2: port: expected a port from 0 to 65535");
     server("port = ${BAD", "2: port: expected ${NAME} with a name of letters, digits and \"_\"");
-    server("port_file = etc/two-lines", "2: port_file: expected one line of text in etc/two-lines");
+    server("port_file = etc/two-lines", "2: port_file: expected one line of text in \"etc/two-lines\"");
     server("[server]", "2: [server]: expected once, it begins in line 1 already");
     server("[server \"a\"]", "2: [server]: expected no label: [server]");
     server("[service]", "2: [service]: expected a label: [service \"name\"]");
@@ -373,7 +373,10 @@ fn wrong_static_routes_are_told() {
         ],
     );
     let twice = |name: &str| format!("[route \"{name}\"]\nmethods = GET, POST\npath = /a\nurl = http://h\npublic = true\n");
-    bad(&(twice("a") + &twice("b").replace("GET, ", "")), &["6: path: expected a place of its own, the route of line 1 has POST /a too"]);
+    bad(
+        &(twice("a") + &twice("b").replace("GET, ", "")),
+        &["6: path: expected a place of its own, the route of line 1 has the same host, path and POST"],
+    );
 }
 
 #[test]
