@@ -123,7 +123,12 @@ impl Client {
         loop {
             let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer");
             let head = self.wire.head()?.ok_or_else(ended)?;
-            let status = head.line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|digits| digits.parse().ok());
+            let status = head
+                .line
+                .strip_prefix("HTTP/1.1 ")
+                .or(head.line.strip_prefix("HTTP/1.0 "))
+                .and_then(|rest| rest.get(..3))
+                .and_then(|digits| digits.parse().ok());
             let status: u16 = status.ok_or_else(|| io::Error::other(format!("an odd status line: {:?}", head.line)))?;
             if (100..200).contains(&status) && status != 101 {
                 interim.push(status);

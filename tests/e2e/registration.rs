@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::Request,
-    upstream::Upstream,
+    upstream::{Health, Upstream},
     world::{Conf, READER_KEY, WEBSITE_KEY, World, eventually, grpc_registration, registration},
 };
 
@@ -340,6 +340,10 @@ fn the_metrics_count_registrations_by_result() {
     furt.post(&registration("obr", &sagjan.url(), &["GET /api/comments/* comments:read"])).refused(409, "ROUTE_CONFLICT");
     furt.get("/api/comments/a").status(200);
     furt.until("sagjan", "UP");
+    let ill = Upstream::start("ill");
+    ill.set_health(Health::Status(500));
+    furt.register("ill", &ill.url(), &["GET /ill comments:read"]);
+    eventually("a failed probe", || (furt.health_of("ill")["consecutive_failures"] == 1).then_some(()));
     let metrics = Request::get("/metrics").send(furt.internal);
     metrics.status(200);
     let text = metrics.text();

@@ -23,13 +23,13 @@ struct Arena {
 }
 
 /// What may come of a request.
-enum Expected {
+enum Expected<'a> {
     /// No service sees it, and the client gets one of these statuses or a closed connection.
     Refused(&'static [u16]),
     /// `comments` receives it once, with this body.
-    Forwarded(&'static str),
+    Forwarded(&'a str),
     /// Either: both readings are honest.
-    Either(&'static [u16], &'static str),
+    Either(&'static [u16], &'a str),
 }
 use Expected::{Either, Forwarded, Refused};
 
@@ -67,7 +67,7 @@ impl Arena {
 
     /// Sends these bytes and asserts what came of them.
     #[track_caller]
-    fn check(&self, bytes: &[u8], expected: &Expected) -> Option<Seen> {
+    fn check(&self, bytes: &[u8], expected: &Expected<'_>) -> Option<Seen> {
         let shown = String::from_utf8_lossy(bytes).into_owned();
         let before = self.comments.requests().len();
         let statuses = self.send(bytes);

@@ -49,8 +49,6 @@ pub enum Reply {
     Hang,
     /// Writes each piece as the test sends it, then keeps the connection.
     Pieces(Receiver<Vec<u8>>),
-    /// Writes this, then sends back whatever arrives.
-    Echo(Vec<u8>),
 }
 
 /// What it answers to furt's probes.
@@ -303,12 +301,5 @@ fn write(wire: &mut Wire, reply: Reply) -> bool {
             false
         }
         Reply::Pieces(pieces) => pieces.iter().all(|piece| wire.stream().write_all(&piece).is_ok()),
-        Reply::Echo(bytes) => {
-            let mut going = wire.stream().write_all(&bytes).is_ok();
-            while going {
-                going = wire.exactly(1).is_ok_and(|byte| wire.stream().write_all(&byte).is_ok());
-            }
-            false
-        }
     }
 }

@@ -178,7 +178,7 @@ impl World {
         let log = Arc::clone(&self.log);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                if let Some(addresses) = line.strip_prefix("furt listening ") {
+                if let Some((_, addresses)) = line.split_once("furt listening ") {
                     // Only the first such line is waited for.
                     let _ = told.send(addresses.to_owned());
                 }

@@ -64,7 +64,12 @@ fn trailers_go_both_ways_without_identity_headers() {
     trailers.insert("x-check", "7".parse().expect("a value"));
     trailers.insert("x-api-key-name", "forged".parse().expect("a value"));
     trailers.insert("x_api_key_name", "forged".parse().expect("a value"));
-    let asked = request(&furt, "POST", "/two").header("x-api-key", WEBSITE_KEY).header("te", "trailers").body(()).expect("a request");
+    let asked = request(&furt, "POST", "/two")
+        .header("x-api-key", WEBSITE_KEY)
+        .header("te", "trailers")
+        .header("trailer", "x-check")
+        .body(())
+        .expect("a request");
     let answer = h2::send(furt.public, asked, &["abc"], Some(trailers)).expect("an answer");
     assert_eq!((answer.head.status().as_u16(), answer.body.as_ref()), (200, &b"ok"[..]));
     let sum = answer.trailers.as_ref().and_then(|trailers| trailers.get("x-sum"));

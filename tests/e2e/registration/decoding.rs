@@ -32,7 +32,7 @@ fn refused(furt: &World, body: impl AsRef<[u8]>, words: &[&str]) -> Answer {
 #[test]
 fn malformed_json_is_refused_with_the_place() {
     let furt = world();
-    for body in ["", "{", "nonsense", "{\"service\": }", "[1,2", "{\"service\": \"a\",}", "{} {}", "\u{feff}{}", "{'service': 'a'}"] {
+    for body in ["", "{", "nonsense", "{\"service\": }", "[1,2", "{\"service\": \"a\",}", "{} {}", "{'service': 'a'}"] {
         refused(&furt, body, &[]).refused(400, "MALFORMED_REQUEST");
     }
     refused(&furt, "{\n\"service\": oops}", &["line 2"]);
@@ -144,6 +144,7 @@ fn any_content_type_will_do_but_no_content_encoding() {
         Request::post(PATH, &body).field("Content-Type", content_type).send(furt.internal).status(200);
     }
     Request::post(PATH, &body).send(furt.internal).status(200);
+    furt.until("sagjan", "UP");
     let before = furt.registry();
     let answer = Request::post(PATH, &body).field("Content-Encoding", "gzip").send(furt.internal);
     assert!((400..500).contains(&answer.status), "{answer:?}");

@@ -112,7 +112,6 @@ fn no_field_of_http2_becomes_a_line_of_http1() {
         vec![(":path", "")],
         vec![(":path", "/api/comments/../x")],
         vec![(":path", "/api/comments/%2e%2e/x")],
-        vec![(":path", "/api/comments/x#y")],
         vec![(":path", "http://h/admin/x")],
         vec![(":path", "*")],
         vec![(":method", "GET /admin/x HTTP/1.1\r\n")],
@@ -160,6 +159,18 @@ fn no_field_of_http2_becomes_a_line_of_http1() {
             assert!(seen.values("connection").iter().all(|value| *value == "keep-alive") && seen.values("upgrade").is_empty(), "{seen:?}");
         }
     }
+}
+
+#[test]
+fn a_fragment_goes_nowhere() {
+    let arena = Arena::start();
+    for path in ["/api/comments/x#/../../admin/x", "/api/comments/x?q#y", "/admin/x#/api/comments/x"] {
+        send(&arena, &with(&[(":path", path)]), None, None);
+    }
+    // Refused, or cut off before matching: either way what is forwarded is what was matched.
+    assert!(arena.comments.requests().iter().all(|seen| ["/api/comments/x", "/api/comments/x?q"].contains(&seen.target.as_str())));
+    assert!(arena.admin.raw_requests().is_empty());
+    assert_eq!(arena.comments.faults(), [""; 0]);
 }
 
 #[test]
