@@ -90,7 +90,7 @@ impl<P: Probe> Monitor<P> {
                 let late = began.elapsed().saturating_sub(timeout);
                 match late > STALLED {
                     true => Seen::Unable(format!("the runtime stood still for {} ms", late.as_millis())),
-                    false => Seen::Missed(format!("no answer within {} s", furt_proto::time::format_duration(timeout))),
+                    false => Seen::Missed(format!("no answer within {} ms", timeout.as_millis())),
                 }
             }
         };

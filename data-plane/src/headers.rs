@@ -12,7 +12,7 @@ use http::{
 };
 
 use crate::{
-    respond::{FURT, ProxyError, X_GATEWAY, X_REQUEST_ID},
+    respond::{FURT, ProxyError, X_FURT_REASON, X_GATEWAY, X_REQUEST_ID},
     table::Route,
 };
 
@@ -340,11 +340,14 @@ pub fn trusted_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     (matches!(id.len(), 1..=128) && id.as_bytes().iter().all(u8::is_ascii_graphic)).then_some(id)
 }
 
-/// Takes off what belongs to the connection to the service. An answer that is framed in a way that
-/// cannot be passed on is refused.
+/// Takes off what belongs to the connection to the service, and what only furt says. An answer that
+/// is framed in a way that cannot be passed on is refused.
 pub fn strip_answer(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     let hop = |name: &HeaderName| {
-        matches!(name.as_str(), "connection" | "transfer-encoding" | "keep-alive" | "proxy-connection" | "upgrade" | "te" | "trailer")
+        matches!(
+            name.as_str(),
+            "connection" | "transfer-encoding" | "keep-alive" | "proxy-connection" | "upgrade" | "te" | "trailer" | "x-furt-reason"
+        )
     };
     if !headers.keys().any(hop) {
         return Ok(());
@@ -365,6 +368,7 @@ pub fn strip_answer(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     }
     headers.remove("keep-alive");
     headers.remove("proxy-connection");
+    headers.remove(X_FURT_REASON);
     if let Some(names) = headers.remove(TRAILER).and_then(|value| clean_trailer_names(&value)) {
         headers.insert(TRAILER, names);
     }
