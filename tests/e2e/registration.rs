@@ -3,13 +3,16 @@
 mod decoding;
 mod refusals;
 
-use std::thread;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use furt_proto::v1::{DeregisterRequest, GetServiceRequest};
 use serde_json::{Value, json};
 
 use crate::{
-    client::Request,
+    client::{Client, Request},
     upstream::{Health, Upstream},
     world::{Conf, READER_KEY, WEBSITE_KEY, World, eventually, grpc_registration, registration},
 };
@@ -172,6 +175,34 @@ fn changed_routes_replace_the_old_ones_in_one_step() {
     assert_eq!(second["registration_id"], first["registration_id"], "the same url, health endpoint and protocol");
     assert_eq!(second["status"], "UP");
     assert!(second["version"].as_u64() > first["version"].as_u64());
+}
+
+#[test]
+fn while_routes_are_replaced_a_route_that_stays_is_never_missing() {
+    let furt = Conf::new().gateway("registration_rate = 100000/s").start();
+    let sagjan = Upstream::start("sagjan");
+    let change = |path: &str| furt.register("sagjan", &sagjan.url(), &["GET /stays comments:read", &format!("GET {path} comments:read")]);
+    change("/one");
+    let done = AtomicBool::new(false);
+    let statuses: Vec<_> = thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut client = Client::new(furt.public);
+            let mut statuses = Vec::new();
+            while !done.load(Ordering::SeqCst) {
+                statuses.push(client.ask(&Request::get("/stays").key(WEBSITE_KEY)).status);
+            }
+            statuses
+        });
+        for _ in 0..50 {
+            change("/two");
+            assert_eq!((furt.get("/one").status, furt.get("/two").status), (404, 200));
+            change("/one");
+            assert_eq!((furt.get("/one").status, furt.get("/two").status), (200, 404));
+        }
+        done.store(true, Ordering::SeqCst);
+        asker.join().expect("only answers")
+    });
+    assert!(statuses.len() > 50 && statuses.iter().all(|status| *status == 200), "{statuses:?}");
 }
 
 #[test]

@@ -24,7 +24,7 @@ struct Arena {
 
 /// What may come of a request.
 enum Expected<'a> {
-    /// No service sees it, and the client gets one of these statuses or a closed connection.
+    /// No service sees it, and the client is told so with one of these statuses.
     Refused(&'static [u16]),
     /// `comments` receives it once, with this body.
     Forwarded(&'a str),
@@ -93,7 +93,7 @@ impl Arena {
             (Some(seen), None) => panic!("{shown:?} was forwarded: {seen:?}"),
             (None, _) => {
                 assert!(!matches!(expected, Forwarded(_)), "{shown:?} was not forwarded but {statuses:?}");
-                assert!(statuses.iter().take(1).all(|status| refusals.contains(status)), "{shown:?}: {statuses:?}");
+                assert!(statuses.first().is_some_and(|status| refusals.contains(status)), "{shown:?}: {statuses:?}");
             }
         }
         seen.into_iter().next()

@@ -127,6 +127,26 @@ fn an_answer_cut_short_is_not_passed_off_as_whole() {
 }
 
 #[test]
+fn an_answer_that_stalls_is_cut_off() {
+    let upstream = Upstream::with(|_| Reply::Pieces(stalled()));
+    let furt = world(Conf::new().server("body_idle_timeout = 300ms"), &upstream);
+    let mut client = Client::new(furt.public);
+    client.write(Request::get("/b").key(WEBSITE_KEY).to_bytes(furt.public)).expect("sent");
+    assert!(client.head().expect("the head").line.starts_with("HTTP/1.1 200"));
+    assert_eq!(client.exactly(9).expect("what was sent"), b"beginning");
+    let end = client.exactly(1).expect_err("nothing more comes");
+    assert_ne!(end.kind(), std::io::ErrorKind::WouldBlock, "furt ends it, not the patience of this client");
+}
+
+/// A head, a beginning, and then nothing for as long as the program runs.
+fn stalled() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    sender.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbeginning".to_vec()).expect("the receiver is here");
+    std::mem::forget(sender);
+    receiver
+}
+
+#[test]
 fn a_client_that_leaves_in_the_middle_takes_the_request_with_it() {
     let upstream = Upstream::with(|_| Reply::Bytes(ok("done")));
     let furt = world(Conf::new(), &upstream);

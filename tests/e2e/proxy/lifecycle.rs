@@ -51,6 +51,19 @@ fn sigterm_with_nothing_in_flight_ends_at_once() {
 }
 
 #[test]
+fn connections_beyond_max_connections_are_closed() {
+    let furt = Conf::new().server("max_connections = 2").start();
+    let mut held: Vec<_> = (0..2).map(|_| Client::new(furt.public)).collect();
+    for client in &mut held {
+        client.ask(&Request::get("/health")).status(200);
+    }
+    assert!(Request::get("/health").try_send(furt.public).is_err(), "the third is one too many");
+    held.pop();
+    eventually("there is room again", || Request::get("/health").try_send(furt.public).ok());
+    held[0].ask(&Request::get("/health")).status(200);
+}
+
+#[test]
 fn without_the_gateway_there_are_static_routes_only() {
     let mail = Upstream::start("mail");
     let route = format!("[route \"mail\"]\nmethods = POST\npath = /v1/mail/send\nurl = {}\npermission = comments:write\n", mail.url());

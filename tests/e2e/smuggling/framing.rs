@@ -268,6 +268,15 @@ fn heads_without_bounds_are_refused() {
 }
 
 #[test]
+fn an_answer_is_not_lost_to_a_malformed_request_behind_it() {
+    let arena = Arena::start();
+    let good = format!("GET /api/comments/1 HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\n\r\n");
+    for bad in ["GET /a b HTTP/1.1\r\nHost: h\r\n\r\n", "GET \\a HTTP/1.1\r\nHost: h\r\n\r\n", "nonsense\r\n\r\n"] {
+        assert_eq!(arena.send(format!("{good}{bad}").as_bytes()), [200, 400], "{bad:?}");
+    }
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order_each_by_its_own_service() {
     let arena = Arena::start();
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\n\r\n");
