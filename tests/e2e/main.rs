@@ -12,6 +12,7 @@ mod upstream;
 mod wire;
 mod world;
 
+mod acceptance;
 mod demo;
 mod grpc;
 mod health;

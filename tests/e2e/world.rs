@@ -290,12 +290,15 @@ impl World {
         eventually(&format!("{service} is {status}"), || Some(self.health_of(service)).filter(|found| found["status"] == status))
     }
 
-    /// What the control plane holds, to see that nothing changed.
+    /// What the control plane holds once every service's health is known, to see that nothing changes.
     pub fn registry(&self) -> Value {
-        let answer = Request::get("/internal/services").send(self.internal);
-        assert_eq!(answer.status, 200, "{answer:?}");
-        let data = &answer.json()["data"];
-        json!({"services": data["services"], "version": data["version"]})
+        eventually("every service was probed", || {
+            let answer = Request::get("/internal/services").send(self.internal);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let data = &answer.json()["data"];
+            let known = data["services"].as_array()?.iter().all(|service| service["status"] != "UNKNOWN");
+            known.then(|| json!({"services": data["services"], "version": data["version"]}))
+        })
     }
 
     /// Runs something with a gRPC client of the internal listener.
