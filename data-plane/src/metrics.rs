@@ -242,6 +242,7 @@ impl Collector for DataPlaneCollector {
         for (name, help, count) in [
             ("furt_services_compiled", "Services of which a published change compiled a part", compiled.services),
             ("furt_routes_compiled", "Routes put into the table; a change of health adds none", compiled.routes),
+            ("furt_snapshots_refused", "Snapshots that did not decode or compile; the last good one serves", shared.current.refused()),
         ] {
             let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             prometheus_client::metrics::counter::ConstCounter::new(count).encode(family)?;
@@ -257,7 +258,7 @@ fn label(service: &Service) -> Cow<'_, str> {
 
 fn histogram(family: &mut MetricEncoder<'_>, service: &str, sums: Option<([u64; BOUNDS_US.len() + 1], u64)>) -> Result<(), fmt::Error> {
     let Some((buckets, sum_us)) = sums else { return Ok(()) };
-    let bounds = BOUNDS_US.iter().map(|us| seconds(*us)).chain([f64::MAX]);
+    let bounds = BOUNDS_US.iter().map(|us| seconds(*us)).chain([f64::INFINITY]);
     let rows: Vec<(f64, u64)> = bounds.zip(buckets).collect();
     let labels = [("service", service)];
     let labels = Labels(&labels);

@@ -186,6 +186,8 @@ where
         loop {
             let before = self.current.load();
             let ended = tokio::select! {
+                // A stream that ends because furt stops is no loss of the control plane.
+                biased;
                 () = shutdown.cancelled() => return self.suspicions.0.end(),
                 ended = self.session() => ended,
             };

@@ -400,8 +400,9 @@ impl Connection {
                 .auto_date_header(false)
                 .header_read_timeout(None)
                 .max_buf_size(MAX_HEAD)
+                // Not pipeline_flush: answers held back for the next request are lost when that one does not parse.
                 .max_headers(MAX_FIELDS)
-                .pipeline_flush(true)
+                .writev(false)
                 .serve_connection(io, service);
             drop(server.await);
         } else {
