@@ -117,15 +117,38 @@ impl Forward<'_> {
             }
             request = match failed.take_message() {
                 // Closed before the request was written: nothing was sent, so any method may go again.
-                Some(unsent) if lease.reused => unsent,
-                None if lease.reused && repeatable && !lease.heard() && worker.retries.spend(now) => {
-                    Counters::add(&worker.shared.counters.retries);
+                Some(unsent) => {
+                    if !lease.reused {
+                        tried.push(instance.number);
+                    }
+                    unsent
+                }
+                None if repeatable && !retried && !lease.heard() && self.again(instance, &lease, now, &mut tried) => {
                     retried = true;
                     self.request(None)
                 }
-                _ => return Err(ProxyError::BadGateway("the service closed the connection or answered nonsense")),
+                None => return Err(ProxyError::BadGateway("the service closed the connection or answered nonsense")),
             };
         }
+    }
+
+    /// Whether a request that can be repeated goes again after its connection closed without an answer:
+    /// to another instance, as the one may have ended with the connection, or to the same when only a
+    /// kept-alive connection closed.
+    fn again(&self, instance: &Instance, lease: &Lease, now: u64, tried: &mut Vec<u32>) -> bool {
+        let worker = &self.connection.worker;
+        tried.push(instance.number);
+        if balance::choose(&self.service.instances, self.route, now, tried).is_none() {
+            if !lease.reused {
+                return false;
+            }
+            tried.pop();
+        }
+        let allowed = worker.retries.spend(now);
+        if allowed {
+            Counters::add(&worker.shared.counters.retries);
+        }
+        allowed
     }
 
     fn upload(&self, body: Incoming, progress: &Rc<Progress>) -> Box<Upload> {

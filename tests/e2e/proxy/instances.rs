@@ -91,7 +91,8 @@ fn kill_9_of_one_of_two_instances_fails_no_get() {
         askers.into_iter().flat_map(|asker| asker.join().expect("only answers")).collect()
     });
     assert!(statuses.len() > 20, "{}", statuses.len());
-    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    let failed: Vec<_> = furt.log().into_iter().filter(|line| line.contains("/i") && !line.contains("status=200")).collect();
+    assert!(statuses.iter().all(|status| *status == 200), "{failed:#?}");
     both_serve(&furt, ["one", "two"]);
 }
 
@@ -107,6 +108,25 @@ fn a_connect_failure_moves_on_to_another_instance_for_any_method() {
     }
     let bodies: Vec<_> = two.requests().into_iter().map(|seen| String::from_utf8_lossy(&seen.body).into_owned()).collect();
     assert_eq!(bodies, (0..10).map(|number| format!("body {number}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_connection_that_ends_without_an_answer_moves_a_get_to_another_instance_and_no_post() {
+    let furt = Conf::new().start();
+    let ends = Upstream::with(|_| Reply::Last(Vec::new()));
+    let answers = Upstream::start("answers");
+    furt.register_instance("sagjan", "ends", &ends.url(), &["* /i comments:write"]);
+    furt.register_instance("sagjan", "answers", &answers.url(), &["* /i comments:write"]);
+    eventually("both are UP", || (furt.health_of("sagjan")["instances"].to_string().matches("\"UP\"").count() == 2).then_some(()));
+    for _ in 0..10 {
+        assert_eq!(furt.get("/i").field("x-upstream"), Some("answers"));
+    }
+    let before = answers.requests().len();
+    let posts: Vec<_> = (0..20).map(|number| furt.send(&Request::post("/i", number.to_string()).key(WEBSITE_KEY)).status).collect();
+    let reached = ends.requests().iter().filter(|seen| seen.method == "POST").count();
+    assert_eq!(posts.iter().filter(|status| **status == 200).count(), answers.requests().len() - before);
+    assert_eq!(posts.iter().filter(|status| **status == 502).count(), reached, "each that may have been acted upon was sent once");
+    assert_eq!(posts.len(), answers.requests().len() - before + reached);
 }
 
 #[test]
