@@ -34,16 +34,16 @@ fn transition(furt: &World, path: &str, allowed: &[u16], last: u16) -> Answer {
     answer
 }
 
-fn gaps(probes: &[Seen]) -> Vec<Duration> {
-    probes.windows(2).map(|pair| pair[1].at - pair[0].at).collect()
-}
-
-/// Asserts that pings came one interval apart: jittered by 10 % at most, and late by what a busy machine makes of it.
+/// Asserts that pings came one interval apart on the whole: each is jittered by 10 % at most, and seen
+/// as late as a busy machine makes it, which shortens the gap that follows.
 #[track_caller]
 fn apart(probes: &[Seen], interval: Duration) {
-    for gap in gaps(probes) {
-        assert!(gap >= interval.mul_f64(0.85) && gap <= interval.mul_f64(1.1) + Duration::from_millis(250), "{:?}", gaps(probes));
-    }
+    let gaps: Vec<_> = probes.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    let count = u32::try_from(gaps.len()).expect("a few");
+    let (shortest, longest) = (interval.mul_f64(0.9) * count, interval.mul_f64(1.1) * count);
+    let late = Duration::from_millis(100);
+    let span: Duration = gaps.iter().sum();
+    assert!(count > 0 && span + late >= shortest && span <= longest + late * count, "{gaps:?}");
 }
 
 #[test]
@@ -143,9 +143,9 @@ fn the_first_three_misses_come_one_interval_apart_and_further_pings_are_slow_and
 #[test]
 fn a_parked_one_is_woken_by_a_probe_asked_for() {
     let furt = Conf::new()
-        .gateway("health_check_interval = 50ms")
-        .gateway("health_check_timeout = 50ms")
-        .gateway("down_check_interval = 50ms")
+        .gateway("health_check_interval = 200ms")
+        .gateway("health_check_timeout = 200ms")
+        .gateway("down_check_interval = 200ms")
         .gateway("stop_ping_after_failures = 4")
         .start();
     let sagjan = Upstream::start("sagjan");
