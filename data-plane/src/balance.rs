@@ -141,7 +141,6 @@ mod tests {
             drained: false,
             registration_id: "r".into(),
             state: Arc::default(),
-            key: u64::from(number),
             authority: http::HeaderValue::from_static("a"),
         })
     }

@@ -87,7 +87,7 @@ impl Forward<'_> {
             };
             *request.uri_mut() = target(instance, self.path, &self.head.uri)?;
             exchange.ask(instance);
-            let idle = if retried { None } else { worker.pool.take(instance.key, now, repeatable) };
+            let idle = if retried { None } else { worker.pool.take(instance, now, repeatable) };
             let mut lease = match idle {
                 Some(lease) => lease,
                 None => {

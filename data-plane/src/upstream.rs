@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -22,7 +23,7 @@ use tokio::{
 
 use crate::{body::RequestBody, metrics::Counters, view::Instance, worker::Worker};
 
-/// Idle connections that a worker keeps for one instance.
+/// Idle connections that a worker keeps to one address.
 const MAX_IDLE: usize = 256;
 /// An idle connection is closed after this long; many servers close theirs after 60 s.
 const IDLE_NS: u64 = 30_000_000_000;
@@ -35,8 +36,8 @@ const MAX_BUFFER: usize = 64 * 1024;
 pub struct Lease {
     /// Where the request goes in.
     pub sender: SendRequest<RequestBody>,
-    /// The key of the instance.
-    key: u64,
+    /// The address that it was made to.
+    address: SocketAddr,
     /// Bytes read from it so far.
     read: Rc<Cell<u64>>,
     /// What `read` was when it was lent.
@@ -58,33 +59,30 @@ struct Idle {
     since: u64,
 }
 
-/// The idle connections of one worker, by instance, the latest used last.
+/// The idle connections of one worker, by address, the latest used last. Instances at one address
+/// share them: it is the same server.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<u64, Vec<Idle>, RandomState>>,
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>, RandomState>>,
 }
 
 impl Pool {
-    /// An idle connection to an instance that is still open. `repeatable`: the request may be sent
-    /// again if the connection turns out to be closed.
-    pub fn take(&self, key: u64, now: u64, repeatable: bool) -> Option<Lease> {
+    /// An idle connection to one of an instance's addresses that is still open. `repeatable`: the
+    /// request may be sent again if the connection turns out to be closed.
+    pub fn take(&self, instance: &Instance, now: u64, repeatable: bool) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&key)?;
-        while let Some(Idle { sender, read, since }) = connections.pop() {
-            let age = now.saturating_sub(since);
-            if age > IDLE_NS || (!repeatable && age > FRESH_NS) {
-                // Those below are older still.
-                if age > IDLE_NS {
-                    connections.clear();
+        let longest = if repeatable { IDLE_NS } else { FRESH_NS };
+        instance.addresses.iter().find_map(|address| {
+            let connections = idle.get_mut(address)?;
+            // The latest used is last: once it has been idle for too long, all have.
+            while let Some(Idle { sender, read, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
+                if sender.is_ready() {
+                    let read_before = read.get();
+                    return Some(Lease { sender, address: *address, read, read_before, reused: true });
                 }
-                return None;
             }
-            if sender.is_ready() {
-                let read_before = read.get();
-                return Some(Lease { sender, key, read, read_before, reused: true });
-            }
-        }
-        None
+            None
+        })
     }
 
     /// Keeps a connection whose answer has ended.
@@ -93,7 +91,7 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(lease.key).or_default();
+        let connections = idle.entry(lease.address).or_default();
         if connections.len() < MAX_IDLE {
             connections.push(Idle { sender: lease.sender, read: lease.read, since: now });
         }
@@ -121,7 +119,7 @@ pub async fn connect(worker: &Worker, instance: &Instance) -> io::Result<Lease> 
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                return handshake(stream, instance.key).await;
+                return handshake(stream, *address).await;
             }
             Err(error) => {
                 Counters::add(&worker.shared.counters.upstream_connect_failures);
@@ -132,14 +130,14 @@ pub async fn connect(worker: &Worker, instance: &Instance) -> io::Result<Lease> 
     Err(failure)
 }
 
-async fn handshake(stream: TcpStream, key: u64) -> io::Result<Lease> {
+async fn handshake(stream: TcpStream, address: SocketAddr) -> io::Result<Lease> {
     let read = Rc::new(Cell::new(0));
     let socket = Heard { inner: stream, read: read.clone() };
     let (sender, connection) =
         http1::Builder::new().max_buf_size(MAX_BUFFER).writev(false).handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
     // Its errors reach the request that it carries; without one there is nobody to tell.
     tokio::task::spawn_local(async move { drop(connection.await) });
-    Ok(Lease { sender, key, read, read_before: 0, reused: false })
+    Ok(Lease { sender, address, read, read_before: 0, reused: false })
 }
 
 /// A socket that counts what it hears.

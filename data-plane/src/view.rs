@@ -85,9 +85,6 @@ pub struct Instance {
     pub registration_id: Arc<str>,
     /// What this data plane knows of it; the same for as long as registration and addresses stay.
     pub state: Arc<InstanceState>,
-    /// Unique in this process for a registration with its url, addresses and protocol: connections
-    /// are kept under it.
-    pub key: u64,
     /// Host and port of its url.
     pub authority: HeaderValue,
 }

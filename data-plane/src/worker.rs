@@ -45,8 +45,10 @@ use crate::{
     view::{Current, CurrentCache, View},
 };
 
-/// How often a worker looks over its connections and deadlines.
+/// How often a worker looks over its deadlines.
 const TICK: Duration = Duration::from_millis(50);
+/// Its connections, which may be many and whose limits are seconds, it looks over every so many ticks.
+const LOOK_EVERY: u32 = 4;
 /// How long a connection may be idle between two requests.
 const CLIENT_IDLE: Duration = Duration::from_secs(75);
 /// In-flight requests have this long to finish when furt stops (DESIGN §13).
@@ -317,14 +319,18 @@ impl Worker {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let limits = Limits { head: nanos(config.client_timeout), body: nanos(config.body_idle_timeout), idle: nanos(CLIENT_IDLE) };
         let mut ticks = tokio::time::interval(TICK);
+        let mut tick = 0;
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             self.coarse.tick();
             let now = self.coarse.now();
             self.deadlines.look(now);
-            self.watches.borrow_mut().retain(|watch| watch.upgrade().inspect(|watch| watch.look(now, &limits)).is_some());
-            self.pool.look(now);
+            tick = (tick + 1) % LOOK_EVERY;
+            if tick == 0 {
+                self.watches.borrow_mut().retain(|watch| watch.upgrade().inspect(|watch| watch.look(now, &limits)).is_some());
+                self.pool.look(now);
+            }
             // An idle worker lets go of a view that is no longer in force.
             drop(self.view());
             if let Some(log) = &self.log {

@@ -61,7 +61,6 @@ pub(super) struct Parts {
     /// Slots that are free again, and the first that was never used.
     free: Arc<Vec<u32>>,
     next_slot: u32,
-    next_key: u64,
 }
 
 impl Parts {
@@ -331,8 +330,6 @@ impl Build {
             }
         };
         let old = old.filter(|old| *old.registration_id == *snapshot.registration_id && old.addresses == addresses);
-        let same_way = old.filter(|old| old.url == url && old.protocol == protocol);
-        let key = same_way.map_or_else(|| self.new_key(), |old| old.key);
         Some(Instance {
             number: snapshot.number,
             id: snapshot.id.as_str().into(),
@@ -346,14 +343,8 @@ impl Build {
             drained: snapshot.drained,
             registration_id: snapshot.registration_id.as_str().into(),
             state: old.map_or_else(Arc::default, |old| old.state.clone()),
-            key,
             authority,
         })
-    }
-
-    fn new_key(&mut self) -> u64 {
-        self.view.parts.next_key += 1;
-        self.view.parts.next_key
     }
 
     /// Static routes change as a whole, seldom; a label that stays keeps slot, counts and connections.
