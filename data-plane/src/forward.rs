@@ -3,7 +3,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_LENGTH, request::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, Uri, header::{CONTENT_LENGTH, HOST}, request::Parts, uri::PathAndQuery};
 use hyper::body::{Body, Incoming};
 use tracing::debug;
 
@@ -86,6 +86,10 @@ impl Forward<'_> {
                 });
             };
             *request.uri_mut() = target(instance, self.path, &self.head.uri)?;
+            if self.host.is_empty() {
+                // HTTP/1.0 knew no Host, HTTP/1.1 wants one (RFC 9112 §3.2).
+                request.headers_mut().insert(HOST, instance.authority.clone());
+            }
             exchange.ask(instance);
             let idle = if retried { None } else { worker.pool.take(instance, now, repeatable) };
             let mut lease = match idle {

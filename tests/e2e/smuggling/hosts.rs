@@ -102,3 +102,13 @@ fn an_upgrade_to_h2c_is_not_passed_on() {
         assert!(!seen.values("connection").join(",").to_lowercase().contains("upgrade"), "{seen:?}");
     }
 }
+
+#[test]
+fn http_1_0_may_have_no_host_and_the_service_gets_one_all_the_same() {
+    let arena = Arena::start();
+    let request = format!("GET /api/comments/x HTTP/1.0\r\nX-API-Key: {WEBSITE_KEY}\r\n\r\n");
+    let seen = arena.check(request.as_bytes(), &Forwarded("")).expect("forwarded");
+    let host = seen.field("host").expect("a Host");
+    assert!(host.starts_with("127.0.0.1:"), "the service's own: {host}");
+    assert_eq!(seen.field("x-forwarded-host"), None);
+}
