@@ -57,6 +57,12 @@ impl Peer {
     }
 
     /// Compares every token of furt.conf, so that the time taken tells nothing about them.
+    /// Whether its token is one of furt.conf, whatever it opens.
+    fn bears_a_known_token(&self, config: &Config) -> bool {
+        let tokens = config.tokens.iter().map(|token| &token.digests).chain(config.grants.iter().map(|grant| &grant.tokens));
+        tokens.fold(false, |known, digests| known | self.bears(digests))
+    }
+
     fn token_roles(&self, config: &Config) -> Identities {
         let mut identities = Identities::default();
         for token in &config.tokens {
@@ -191,8 +197,8 @@ impl Identities {
 ///
 /// Registering is open to every peer of the allow list here: its grant, the grant's token and `from` are
 /// `admission`'s, so that their faults are told together with all others. Errors: REGISTRATION_REFUSED for
-/// a peer without address or outside the allow list, UNAUTHORIZED when a token is missing, FORBIDDEN when
-/// the identity does not reach.
+/// a peer without address or outside the allow list, UNAUTHORIZED when a token is missing or unknown,
+/// FORBIDDEN when the identity does not reach.
 pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&ServiceName>) -> Result<Identity, Refusal> {
     let known = peer.address.is_some_and(|address| config.allow_registration_from.contains(address));
     if !known {
@@ -213,6 +219,9 @@ pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&
     let needs = format!("{} needs the token of {}", action.words(), action.who());
     Err(match peer.bearer {
         None => Refusal::one(Code::Unauthorized, format!("{needs}, sent as Authorization: Bearer TOKEN")),
+        Some(_) if !peer.bears_a_known_token(config) => {
+            Refusal::one(Code::Unauthorized, format!("{needs}; the one sent is not known here"))
+        }
         Some(_) => Refusal::one(Code::Forbidden, needs),
     })
 }
@@ -352,7 +361,7 @@ pub(crate) mod tests {
         };
         check("open", "10.0.0.1", None, Ok(Identity::Registrar));
         check("sealed", "10.0.0.1", None, Err(Code::Unauthorized));
-        check("sealed", "10.0.0.1", Some("wrong"), Err(Code::Forbidden));
+        check("sealed", "10.0.0.1", Some("wrong"), Err(Code::Unauthorized));
         check("sealed", "10.0.0.1", Some("r-token"), Err(Code::Forbidden));
         check("sealed", "10.0.0.1", Some("grant-token"), Ok(Identity::Registrar));
         check("sealed", "10.0.0.1", Some("o-token"), Ok(Identity::Operator));

@@ -3,7 +3,12 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, Response, Uri, header::{CONTENT_LENGTH, HOST}, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderValue, Method, Request, Response, Uri,
+    header::{CONTENT_LENGTH, HOST},
+    request::Parts,
+    uri::PathAndQuery,
+};
 use hyper::body::{Body, Incoming};
 use tracing::debug;
 

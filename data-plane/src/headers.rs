@@ -307,6 +307,9 @@ impl Default for Via {
     }
 }
 
+/// Stands for a client whose address a trusted proxy tells in words that are none: it is in no list.
+const UNREADABLE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
 /// The client's address: the peer, or behind trusted proxies the rightmost untrusted address.
 pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &Networks) -> IpAddr {
     if !trusted.contains(peer) {
@@ -315,7 +318,7 @@ pub fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &Networks) -> 
     let mut client = peer;
     for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
         for entry in value.as_bytes().rsplit(|byte| *byte == b',') {
-            let Some(address) = forwarded_address(entry.trim_ascii()) else { return client };
+            let Some(address) = forwarded_address(entry.trim_ascii()) else { return UNREADABLE };
             client = address;
             if !trusted.contains(address) {
                 return client;
