@@ -433,7 +433,7 @@ fn loopback_without_its_privilege_needs_a_token_for_everything_but_registering()
     let drop = Request::new("DELETE", "/internal/services/sagjan");
     furt.post(&registration("sagjan", &upstream.url(), &["GET /x comments:read"])).status(200);
     list.send(furt.internal).refused(401, "UNAUTHORIZED");
-    list.clone().field("Authorization", "Bearer nonsense").send(furt.internal).refused(403, "FORBIDDEN");
+    list.clone().field("Authorization", "Bearer nonsense").send(furt.internal).refused(401, "UNAUTHORIZED");
     list.clone().field("Authorization", "Bearer readers-secret").send(furt.internal).status(200);
     list.field("Authorization", "Bearer operators-secret").send(furt.internal).status(200);
     drop.send(furt.internal).refused(401, "UNAUTHORIZED");
