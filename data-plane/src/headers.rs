@@ -157,7 +157,8 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
     if !(with.trusted && out.get(X_FORWARDED_PROTO).is_some_and(|value| value == "http" || value == "https")) {
         out.insert(X_FORWARDED_PROTO, HTTP);
     }
-    if !(with.trusted && out.contains_key(X_FORWARDED_HOST)) && !with.host.is_empty() {
+    let believed = with.trusted && out.contains_key(X_FORWARDED_HOST);
+    if !believed && !with.host.is_empty() {
         out.insert(X_FORWARDED_HOST, with.host.clone());
     }
     out.insert(X_REQUEST_ID, with.request_id.clone());
