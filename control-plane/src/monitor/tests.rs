@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::registry::tests::{config, request};
+use crate::{
+    config::Grant,
+    registry::tests::{config, grant, request},
+};
 
 /// What the services answer, and when they were asked.
 #[derive(Default)]
@@ -162,7 +165,7 @@ async fn a_service_that_hangs_is_missed_after_the_timeout() {
     assert_eq!(world.status(), is("UNKNOWN", false, 0));
     world.run(2).await;
     assert_eq!(world.status(), is("UNKNOWN", false, 1));
-    assert_eq!(world.registry.get_service("sagjan").unwrap().instances[0].last_error, "no answer within 5 s");
+    assert_eq!(world.registry.get_service("sagjan").unwrap().instances[0].last_error, "no answer within 5000 ms");
     world.run(60).await;
     assert_eq!(world.status(), is("DOWN", false, 3));
     assert_eq!(world.probe.gaps(), [30, 30], "from probe to probe");
@@ -172,7 +175,7 @@ async fn a_service_that_hangs_is_missed_after_the_timeout() {
 #[tokio::test(start_paused = true)]
 async fn hosts_that_hang_hold_up_nobody_else() {
     let mut config = config();
-    config.grants[0].upstreams = Some("127.0.0.0/8".parse().unwrap());
+    config.grants = [Grant { upstreams: Some("127.0.0.0/8".parse().unwrap()), ..grant(None) }].into();
     let registry = Registry::new(config);
     let probe = FakeProbe::default();
     probe.set(|script| script.hang = true);
