@@ -1,10 +1,9 @@
 //! May this peer register this? The rules of DESIGN §4, every fault at once.
 //!
-//! Here: allow list, grant, paths, permissions, addresses, routes that others hold. Pure: whoever asks
-//! brings what is known. Not here: rates (`limits`), shape (`registration`), name lookups (`resolve`).
+//! Here: grant, paths, permissions, addresses, routes that others hold. Pure: whoever asks brings what is known.
+//! Not here: who may talk to furt at all (`identity`), rates (`limits`), shape (`registration`), name lookups (`resolve`).
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -14,7 +13,7 @@ use furt_proto::{names::ServiceName, pattern::Segment, permission::covered, url:
 use crate::{
     claims::{Claim, Claims, method_covers, methods_meet},
     config::{Config, Grant},
-    identity::Peer,
+    identity::{Peer, not_registrar},
     refusal::{Code, Fault},
     registration::{Draft, Protocol, RouteKey},
 };
@@ -30,8 +29,6 @@ const RESERVED: [&str; 3] = ["health", "auth", "internal"];
 #[derive(Debug)]
 pub struct Admission {
     config: Arc<Config>,
-    grants: HashMap<ServiceName, usize>,
-    default_grant: Option<usize>,
     statics: Claims<Arc<str>>,
 }
 
@@ -68,28 +65,15 @@ impl Admission {
                 statics.insert(&key, route.name.clone());
             }
         }
-        let named = config.grants.iter().enumerate().filter_map(|(index, grant)| Some((grant.service.clone()?, index)));
-        let default_grant = config.grants.iter().position(|grant| grant.service.is_none());
-        Self { grants: named.collect(), default_grant, statics, config }
+        Self { statics, config }
     }
 
     /// The grant of a service: its own, or the default one.
     pub fn grant(&self, service: &ServiceName) -> Option<&Grant> {
-        let index = self.grants.get(service).copied().or(self.default_grant)?;
-        self.config.grants.get(index)
+        self.config.grants.of(service)
     }
 
-    /// Rule 1, as far as it needs no grant: nothing else is looked at for a peer that may not register at all.
-    pub fn peer(&self, peer: &Peer) -> Result<IpAddr, Fault> {
-        let refused = |message: String| Fault::new("", Code::RegistrationRefused, message);
-        let Some(address) = peer.address else { return Err(refused("the peer has no address".into())) };
-        if !self.config.allow_registration_from.contains(address) {
-            return Err(refused(format!("{address} is not in allow_registration_from")));
-        }
-        Ok(address.to_canonical())
-    }
-
-    /// Rules 1, 2, 3 and 5: what the grant says of the peer, the routes and the url. Needs no lock.
+    /// Rules 1 (`from`), 2, 3 and 5: what the grant says of the peer, the routes and the url. Needs no lock.
     pub fn granted(&self, peer: &Peer, address: IpAddr, draft: &Draft, resolved: Option<&Resolved>, machine: &impl Machine) -> Vec<Fault> {
         let mut faults = unsupported(draft);
         let Some(service) = &draft.service else { return faults };
@@ -97,7 +81,8 @@ impl Admission {
             faults.push(Fault::new("service", Code::PermissionNotGranted, no_grant(service, draft, address)));
             return faults;
         };
-        faults.extend(self.registrar(grant, peer, address, service));
+        let not_registrar = not_registrar(&self.config, grant, peer, address, service);
+        faults.extend(not_registrar.map(|message| Fault::new("", Code::RegistrationRefused, message)));
         for (index, route) in draft.routes.iter().enumerate() {
             let mut refuse = |name: &str, message: String| {
                 faults.push(Fault::new(format!("routes[{index}].{name}"), Code::PermissionNotGranted, message));
@@ -125,24 +110,6 @@ impl Admission {
             faults.extend(self.addresses(service, address, url, resolved, machine));
         }
         faults
-    }
-
-    fn registrar(&self, grant: &Grant, peer: &Peer, address: IpAddr, service: &ServiceName) -> Option<Fault> {
-        let refused = |message: String| Some(Fault::new("", Code::RegistrationRefused, message));
-        let operator = peer.bears_operator_token(&self.config);
-        if let Some(from) = &grant.from
-            && !from.contains(address)
-            && !operator
-        {
-            return refused(format!("{address} may not register {service}; its grant says from = {from}"));
-        }
-        if !grant.tokens.is_empty() && !peer.bears(&grant.tokens) && !operator {
-            return refused(match peer.bearer {
-                None => format!("{service} registers with its token, sent as Authorization: Bearer TOKEN"),
-                Some(_) => format!("the token sent is not the one of {service}"),
-            });
-        }
-        None
     }
 
     /// Rule 5 for the addresses that a url stands for. Also asked anew whenever a name is looked up again.

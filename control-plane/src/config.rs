@@ -2,7 +2,7 @@
 //!
 //! Here: the types. Not here: text, files, lines.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use furt_proto::{
     names::{RouteHost, RouteMethod, ServiceName},
@@ -36,7 +36,7 @@ pub struct Config {
     /// Whether a loopback peer is operator and reader.
     pub loopback_is_operator: bool,
     /// Who may register what.
-    pub grants: Vec<Grant>,
+    pub grants: Grants,
     /// Bearer tokens of registrars, readers, operators and data planes.
     pub tokens: Vec<Token>,
     /// What the data planes get besides the services.
@@ -75,6 +75,43 @@ pub struct Grant {
     pub max_instances: usize,
     /// Whether its routes may be public.
     pub allow_public: bool,
+}
+
+/// Every grant, in the order of furt.conf, found by the name it is for.
+#[derive(Debug, Clone, Default)]
+pub struct Grants {
+    list: Vec<Grant>,
+    /// Where in the list; `None` is the default grant. A registration looks its grant up, so that costs no walk.
+    places: HashMap<Option<ServiceName>, usize>,
+}
+
+impl Grants {
+    /// The grant that holds for a service: its own, else the default one.
+    pub fn of(&self, service: &ServiceName) -> Option<&Grant> {
+        let place = self.places.get(&Some(service.clone())).or_else(|| self.places.get(&None))?;
+        self.list.get(*place)
+    }
+}
+
+impl Deref for Grants {
+    type Target = [Grant];
+    fn deref(&self) -> &[Grant] {
+        &self.list
+    }
+}
+
+impl FromIterator<Grant> for Grants {
+    fn from_iter<T: IntoIterator<Item = Grant>>(grants: T) -> Self {
+        let list: Vec<Grant> = grants.into_iter().collect();
+        let places = list.iter().enumerate().map(|(place, grant)| (grant.service.clone(), place)).collect();
+        Self { list, places }
+    }
+}
+
+impl<const N: usize> From<[Grant; N]> for Grants {
+    fn from(grants: [Grant; N]) -> Self {
+        grants.into_iter().collect()
+    }
 }
 
 /// What a token makes its bearer.

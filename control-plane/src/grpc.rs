@@ -1,6 +1,6 @@
 //! The RPCs of the internal listener: decode, call, encode (DESIGN §10).
 //!
-//! Here: `RegistryService` over the registry, who may follow snapshots, health and reflection.
+//! Here: `RegistryService` over the registry, the way to `SnapshotService`, health and reflection.
 //! Not here: the guard and sockets (`listener`), decisions (`registry`), the refusals' shape (`refusal`).
 
 use std::sync::Arc;
@@ -36,10 +36,10 @@ pub fn router(edge: Arc<Edge>) -> Result<(Router, tonic_health::server::HealthRe
     let (reporter, health) = tonic_health::server::health_reporter();
 
     let snapshots = SnapshotServiceServer::new(edge.registry.snapshots()).max_decoding_message_size(MAX_WATCH_REQUEST);
-    let watchers = Arc::clone(&edge);
-    let snapshots = InterceptedService::new(snapshots, move |request: Request<()>| {
+    // The service takes a request without a peer for one of this process, so what comes over a socket always has one.
+    let snapshots = InterceptedService::new(snapshots, |mut request: Request<()>| {
         let peer = peer(&request);
-        authorize(watchers.registry.config(), &peer, Action::Snapshots, None)?;
+        request.extensions_mut().insert(peer);
         Ok(request)
     });
     let registry = RegistryServiceServer::new(Rpc { edge }).max_decoding_message_size(MAX_BODY);

@@ -11,6 +11,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Version, request::Parts};
 
 use crate::config::Config;
+use crate::identity::listed;
 use crate::refusal::{Code, Refusal};
 
 /// Headers that a proxy adds: behind one the socket's peer says nothing about who asks.
@@ -23,10 +24,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Errors: REGISTRATION_REFUSED for the peer and for forwarding headers, MALFORMED_REQUEST for a Host that is missing
 /// or cannot be read, FORBIDDEN for an unknown Host and a cross-site request.
 pub fn check(config: &Config, peer: IpAddr, head: &Parts) -> Result<(), Refusal> {
-    let peer = peer.to_canonical();
-    if !config.allow_registration_from.contains(peer) {
-        return Err(Refusal::one(Code::RegistrationRefused, format!("{peer} is not in allow_registration_from")));
-    }
+    listed(config, Some(peer))?;
     if let Some(name) = FORWARDING.into_iter().find(|name| head.headers.contains_key(*name)) {
         let message = format!("the request carries {name}, so it came through a proxy; the internal listener is asked directly");
         return Err(Refusal::one(Code::RegistrationRefused, message));

@@ -1,7 +1,7 @@
 //! Who speaks on the internal listener, and the one guard that says what they may do (DESIGN §2).
 //!
 //! Here: the peer, the identities its address and token give it, the table identity × action.
-//! Not here: grants' paths and permissions (`admission`), sockets, what a refused caller reads.
+//! Not here: what a grant says of routes and urls (`admission`), sockets, what a refused caller reads.
 
 use std::{fmt, net::IpAddr};
 
@@ -92,7 +92,7 @@ fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
 /// What someone wants on the internal listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Register or renew an instance. The grant and its token are `admission`'s to judge.
+    /// Register or renew an instance.
     Register,
     /// Take one instance out.
     Deregister,
@@ -193,28 +193,43 @@ impl Identities {
     }
 }
 
+/// Whom [`authorize`] let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Authorized {
+    /// As whom.
+    pub identity: Identity,
+    /// From where; an IPv4-mapped address as IPv4.
+    pub address: IpAddr,
+}
+
+/// The address of a peer that may talk to the internal listener at all. Errors: REGISTRATION_REFUSED.
+pub fn listed(config: &Config, address: Option<IpAddr>) -> Result<IpAddr, Refusal> {
+    let refused = |message: String| Err(Refusal::one(Code::RegistrationRefused, message));
+    let Some(address) = address.map(|address| address.to_canonical()) else { return refused("the peer has no address".into()) };
+    if !config.allow_registration_from.contains(address) {
+        return refused(format!("{address} is not in allow_registration_from"));
+    }
+    Ok(address)
+}
+
 /// May this peer do that to this service? As whom it may.
 ///
-/// Registering is open to every peer of the allow list here: its grant, the grant's token and `from` are
-/// `admission`'s, so that their faults are told together with all others. Errors: REGISTRATION_REFUSED for
-/// a peer without address or outside the allow list, UNAUTHORIZED when a token is missing or unknown,
-/// FORBIDDEN when the identity does not reach.
-pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&ServiceName>) -> Result<Identity, Refusal> {
-    let known = peer.address.is_some_and(|address| config.allow_registration_from.contains(address));
-    if !known {
-        let who = peer.address.map_or_else(|| "a peer without address".to_owned(), |address| address.to_string());
-        let message = format!("{who} is not in allow_registration_from");
-        return Err(Refusal::one(Code::RegistrationRefused, message));
+/// Registering is open to every peer of the allow list here: what its grant says of the peer is asked by
+/// `admission` ([`not_registrar`]), so that its faults are told together with all others. Errors:
+/// REGISTRATION_REFUSED for a peer without address or outside the allow list, UNAUTHORIZED when a token is
+/// missing or unknown, FORBIDDEN when the identity does not reach.
+pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&ServiceName>) -> Result<Authorized, Refusal> {
+    let address = listed(config, peer.address)?;
+    // A registrar's token speaks for what its bearer could register, no further.
+    let named = peer.identities(config).that_may(action).filter(|identity| *identity != Identity::Registrar);
+    if let Some(identity) = named {
+        return Ok(Authorized { identity, address });
     }
-    let identities = peer.identities(config);
-    if let Some(identity) = identities.that_may(action) {
-        // A registrar's token speaks for services without a token of their own, no further.
-        if identity != Identity::Registrar || action == Action::Register || is_registrar_of(config, peer, service) {
-            return Ok(identity);
-        }
-    }
-    if action == Action::Register || (action == Action::Deregister && is_registrar_of(config, peer, service)) {
-        return Ok(Identity::Registrar);
+    let grant = || config.grants.of(service?);
+    let is_registrar =
+        || service.zip(grant()).is_some_and(|(service, grant)| not_registrar(config, grant, peer, address, service).is_none());
+    if action == Action::Register || (action == Action::Deregister && is_registrar()) {
+        return Ok(Authorized { identity: Identity::Registrar, address });
     }
     let needs = format!("{} needs the token of {}", action.words(), action.who());
     Err(match peer.bearer {
@@ -226,21 +241,22 @@ pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&
     })
 }
 
-/// Whether the peer could have registered this service: inside the grant's `from`, with the grant's token when it has one.
-fn is_registrar_of(config: &Config, peer: &Peer, service: Option<&ServiceName>) -> bool {
-    let Some(grant) = service.and_then(|service| grant_for(config, service)) else { return false };
-    let from = match (&grant.from, peer.address) {
-        (None, _) => true, // The allow list has been asked already.
-        (Some(from), Some(address)) => from.contains(address),
-        (Some(_), None) => false,
-    };
-    from && (grant.tokens.is_empty() || peer.bears(&grant.tokens))
-}
-
-/// The grant that holds for a service name: its own, else the default one.
-fn grant_for<'c>(config: &'c Config, service: &ServiceName) -> Option<&'c Grant> {
-    let own = config.grants.iter().find(|grant| grant.service.as_ref() == Some(service));
-    own.or_else(|| config.grants.iter().find(|grant| grant.service.is_none()))
+/// Why a grant does not make this peer the registrar of its service: outside its `from`, or without its token.
+/// An operator's token stands for both; being on this machine does not.
+pub fn not_registrar(config: &Config, grant: &Grant, peer: &Peer, address: IpAddr, service: &ServiceName) -> Option<String> {
+    if peer.bears_operator_token(config) {
+        return None;
+    }
+    if let Some(from) = grant.from.as_ref().filter(|from| !from.contains(address)) {
+        return Some(format!("{address} may not register {service}; its grant says from = {from}"));
+    }
+    if grant.tokens.is_empty() || peer.bears(&grant.tokens) {
+        return None;
+    }
+    Some(match peer.bearer {
+        None => format!("{service} registers with its token, sent as Authorization: Bearer TOKEN"),
+        Some(_) => format!("the token sent is not the one of {service}"),
+    })
 }
 
 #[cfg(test)]
@@ -290,7 +306,7 @@ pub(crate) mod tests {
             allow_registration_from: "127.0.0.1, 10.0.0.0/8".parse().unwrap(),
             registration_rate: "60/min".parse().unwrap(),
             loopback_is_operator: true,
-            grants: vec![grant("open", None, &[]), grant("sealed", None, &["grant-token"]), grant("near", Some("10.1.0.0/16"), &[])],
+            grants: [grant("open", None, &[]), grant("sealed", None, &["grant-token"]), grant("near", Some("10.1.0.0/16"), &[])].into(),
             tokens: TOKENS.into_iter().map(token).collect(),
             published: Published::default(),
         }
@@ -302,7 +318,8 @@ pub(crate) mod tests {
     }
 
     fn outcome(config: &Config, peer: &Peer, action: Action, service: &str) -> Result<Identity, Code> {
-        authorize(config, peer, action, Some(&service.parse().unwrap())).map_err(|refusal| refusal.code())
+        let authorized = authorize(config, peer, action, Some(&service.parse().unwrap()));
+        authorized.map(|authorized| authorized.identity).map_err(|refusal| refusal.code())
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl Registry {
         request: &v1::RegisterRequest,
         faults: Vec<Fault>,
     ) -> Result<(v1::RegisterResponse, u64), Refusal> {
-        let address = self.shared.admission.peer(peer)?;
+        let address = authorize(self.config(), peer, Action::Register, None)?.address;
         self.check_rate(address, request)?;
         let draft = Draft::read(request).with_decoding(faults);
         let resolved = self.resolve(&draft).await;

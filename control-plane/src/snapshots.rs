@@ -107,8 +107,7 @@ impl Snapshots {
     /// The address of a peer that may follow; `None` for the data plane of this process.
     fn may_follow<T>(&self, request: &Request<T>) -> Result<Option<IpAddr>, Status> {
         let Some(peer) = request.extensions().get::<Peer>() else { return Ok(None) };
-        authorize(self.registry.config(), peer, Action::Snapshots, None)?;
-        Ok(peer.address)
+        Ok(Some(authorize(self.registry.config(), peer, Action::Snapshots, None)?.address))
     }
 }
 

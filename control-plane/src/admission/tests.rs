@@ -31,7 +31,7 @@ fn faults(grant: Grant, peer: &Peer, request: v1::RegisterRequest) -> Vec<(Strin
 }
 
 fn told(grant: Grant, peer: &Peer, request: v1::RegisterRequest) -> Vec<Fault> {
-    let admission = Admission::new(Arc::new(Config { grants: vec![grant], ..config() }));
+    let admission = Admission::new(Arc::new(Config { grants: [grant].into(), ..config() }));
     let draft = Draft::read(&request);
     assert_eq!(draft.faults, []);
     let resolved = draft.url.as_ref().and_then(UpstreamUrl::address).map(|address| Ok(vec![address]));
@@ -93,7 +93,7 @@ fn the_grant_limits_paths_hosts_permissions_and_public() {
 #[test]
 fn a_named_grant_comes_before_the_default_one() {
     let admission =
-        Admission::new(Arc::new(Config { grants: vec![grant(None), Grant { max_instances: 1, ..grant(Some("sagjan")) }], ..config() }));
+        Admission::new(Arc::new(Config { grants: [grant(None), Grant { max_instances: 1, ..grant(Some("sagjan")) }].into(), ..config() }));
     assert_eq!(admission.grant(&"sagjan".parse().unwrap()).unwrap().max_instances, 1);
     assert_eq!(admission.grant(&"obr".parse().unwrap()).unwrap().max_instances, 16);
 }
@@ -161,7 +161,7 @@ struct World {
 
 impl World {
     fn new(grants: Vec<Grant>) -> Self {
-        let mut config = Config { grants, ..config() };
+        let mut config = Config { grants: grants.into_iter().collect(), ..config() };
         config.published.static_routes = vec![static_route("mail", "POST", "/v1/mail/*", "http://127.0.0.1:7825")];
         let at = Moment { now: tokio::time::Instant::now(), unix_ms: 0 };
         Self { admission: Admission::new(Arc::new(config)), services: Services::new(Default::default()), at }

@@ -21,7 +21,7 @@ pub(crate) fn config() -> Config {
         allow_registration_from: "127.0.0.1, ::1, 10.0.0.0/8".parse().unwrap(),
         registration_rate: "100000/s".parse().unwrap(),
         loopback_is_operator: true,
-        grants: vec![grant(None)],
+        grants: [grant(None)].into(),
         tokens: Vec::new(),
         published: Published::default(),
     }
@@ -130,7 +130,7 @@ async fn a_dry_run_decides_by_the_same_rules_and_changes_nothing() {
 #[tokio::test]
 async fn every_fault_of_every_rule_is_told_at_once_and_nothing_changes() {
     let mut config = config();
-    config.grants = vec![Grant { permissions: vec!["comments:*".parse().unwrap()], ..grant(Some("sagjan")) }, grant(Some("obr"))];
+    config.grants = [Grant { permissions: vec!["comments:*".parse().unwrap()], ..grant(Some("sagjan")) }, grant(Some("obr"))].into();
     config.published.static_routes = vec![static_route("mail", "POST", "/v1/mail/*", "http://127.0.0.1:7825")];
     let registry = Registry::new(config);
     registry.try_it(request("obr", 7900, &["GET /held"])).await.unwrap();
@@ -214,7 +214,7 @@ async fn names_are_looked_up_checked_and_the_last_good_answer_kept() {
     lookup.set("sagjan.internal", &["10.0.0.7"]);
     lookup.set("evil.internal", &["10.0.0.7", "127.0.0.1"]);
     let mut config = config();
-    config.grants = vec![Grant { upstreams: Some("10.0.0.0/24".parse().unwrap()), ..grant(None) }];
+    config.grants = [Grant { upstreams: Some("10.0.0.0/24".parse().unwrap()), ..grant(None) }].into();
     config.published.static_routes = vec![static_route("mail", "POST", "/mail", "http://mail.internal:25")];
     let registry = Registry::with_lookup(config, Arc::new(lookup.clone()));
     let named = |service: &str, host: &str, route: &str| v1::RegisterRequest {
