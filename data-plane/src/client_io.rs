@@ -51,6 +51,8 @@ enum Verdict {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Line {
+    /// Nothing of it yet; empty lines may come before it (RFC 9112 §2.2).
+    Ahead,
     Open,
     Fragment,
     Read,
@@ -87,7 +89,7 @@ impl Watch {
             phase: Cell::new(Phase::Head),
             since: Cell::new(now),
             exchanges: Cell::new(0),
-            line: Cell::new(Line::Open),
+            line: Cell::new(Line::Ahead),
             verdict: Cell::new(Verdict::Live),
             waker: RefCell::new(None),
         }
@@ -105,13 +107,11 @@ impl Watch {
         self.enter(phase, now);
     }
 
-    /// An answer has ended.
+    /// An answer has ended. What others of the same connection are at is their own deadlines' to judge.
     pub fn end(&self, now: u64) {
         let left = self.exchanges.get().saturating_sub(1);
         self.exchanges.set(left);
-        if left == 0 {
-            self.enter(Phase::Idle, now);
-        }
+        self.enter(if left == 0 { Phase::Idle } else { Phase::Waiting }, now);
     }
 
     /// The phase it is in.
@@ -126,6 +126,12 @@ impl Watch {
 
     /// Looks for a `#` in the request line, of which `bytes` are the next.
     fn read_line(&self, bytes: &[u8]) {
+        let mut bytes = bytes;
+        if self.line.get() == Line::Ahead {
+            let Some(begin) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else { return };
+            bytes = bytes.get(begin..).unwrap_or_default();
+            self.line.set(Line::Open);
+        }
         if self.line.get() == Line::Open {
             match bytes.iter().find(|byte| **byte == b'#' || **byte == b'\n') {
                 Some(b'#') => self.line.set(Line::Fragment),
@@ -142,6 +148,11 @@ impl Watch {
 
     /// Judges the connection at `now` and wakes it when its time is over.
     pub fn look(&self, now: u64, limits: &Limits) {
+        // With several requests under way the phase is that of the last one to enter one: a stalled answer must
+        // not end the event stream beside it, nor the request that waits for its service.
+        if self.exchanges.get() > 1 {
+            return;
+        }
         let (limit, verdict) = match self.phase.get() {
             Phase::Idle => (limits.idle, Verdict::Close),
             Phase::Head => (limits.head, Verdict::TooSlow),
@@ -199,7 +210,7 @@ impl ClientIo {
     fn heard(&self, bytes: &[u8]) {
         let now = self.clock.now();
         if self.http1 && self.watch.phase() == Phase::Idle {
-            self.watch.line.set(Line::Open);
+            self.watch.line.set(Line::Ahead);
         }
         self.watch.read_line(bytes);
         match self.watch.phase() {
@@ -270,6 +281,10 @@ impl AsyncRead for ClientIo {
             let first = self.first.split_to(length);
             buffer.put_slice(&first);
             self.heard(&first);
+            if self.first.is_empty() {
+                // Even empty it would keep what it was part of.
+                self.first = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -316,5 +331,65 @@ impl AsyncWrite for ClientIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_own(context))?;
         Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { head: 10, body: 30, idle: 75 };
+
+    fn verdict(watch: &Watch, now: u64) -> Verdict {
+        watch.look(now, &LIMITS);
+        watch.verdict.get()
+    }
+
+    #[test]
+    fn each_phase_has_its_own_limit_and_waiting_has_none() {
+        for (phase, limit, expected) in [
+            (Phase::Idle, 75, Verdict::Close),
+            (Phase::Head, 10, Verdict::TooSlow),
+            (Phase::Upload, 30, Verdict::TooSlow),
+            (Phase::Answer, 30, Verdict::Close),
+        ] {
+            let watch = Watch::new(0);
+            watch.enter(phase, 1);
+            assert_eq!(verdict(&watch, 1 + limit), Verdict::Live, "{phase:?}");
+            assert_eq!(verdict(&watch, 2 + limit), expected, "{phase:?}");
+        }
+        for phase in [Phase::Waiting, Phase::Stream] {
+            let watch = Watch::new(0);
+            watch.enter(phase, 1);
+            assert_eq!(verdict(&watch, 1_000_000), Verdict::Live, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn one_of_several_exchanges_does_not_end_the_others() {
+        let watch = Watch::new(0);
+        watch.begin(Phase::Waiting, 1);
+        watch.enter(Phase::Stream, 2);
+        watch.begin(Phase::Waiting, 3);
+        watch.enter(Phase::Answer, 4);
+        assert_eq!(verdict(&watch, 1_000), Verdict::Live, "the other is an event stream");
+        watch.end(1_000);
+        assert_eq!(verdict(&watch, 2_000), Verdict::Live, "it still is");
+        watch.end(2_000);
+        assert_eq!((verdict(&watch, 2_075), verdict(&watch, 2_076)), (Verdict::Live, Verdict::Close));
+    }
+
+    #[test]
+    fn a_fragment_is_seen_in_the_request_line_alone() {
+        let check = |pieces: &[&str], expected: bool| {
+            let watch = Watch::new(0);
+            pieces.iter().for_each(|piece| watch.read_line(piece.as_bytes()));
+            assert_eq!(watch.saw_fragment(), expected, "{pieces:?}");
+        };
+        check(&["GET /a#b HTTP/1.1\r\n"], true);
+        check(&["GET /a", "#b HTTP/1.1\r\n"], true);
+        check(&["\r\n", "\n\r\nGET /a#b HTTP/1.1\r\n"], true);
+        check(&["GET /a HTTP/1.1\r\nX: #\r\n"], false);
+        check(&["GET /a HTTP/1.1\r", "\nX: #\r\n"], false);
     }
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use furt_proto::network::Networks;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
-    header::{self, CONNECTION, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING, VIA},
+    header::{self, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRAILER, TRANSFER_ENCODING, VIA},
 };
 
 use crate::{
@@ -194,7 +194,8 @@ fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The fields that `Connection` names: they end here (RFC 9110 §7.6.1), except those without which
-/// the message would be another one.
+/// the message would be another one, and those in which a trusted proxy says whose request it is: some
+/// proxies pass a client's own `Connection` on, and the client would hide behind their address.
 enum ConnectionNames {
     None,
     Some(Vec<HeaderName>),
@@ -208,7 +209,7 @@ impl ConnectionNames {
                 continue;
             }
             let named = tokens(value.as_bytes()).filter_map(|token| HeaderName::from_bytes(token).ok());
-            names.extend(named.filter(|name| !matches!(*name, header::CONTENT_LENGTH | header::HOST | header::CONTENT_TYPE | header::TE)));
+            names.extend(named.filter(|name| !is_kept(name)));
         }
         if names.is_empty() { Self::None } else { Self::Some(names) }
     }
@@ -219,6 +220,11 @@ impl ConnectionNames {
             Self::Some(names) => names.contains(name),
         }
     }
+}
+
+fn is_kept(name: &HeaderName) -> bool {
+    matches!(*name, CONTENT_LENGTH | header::HOST | header::CONTENT_TYPE | header::TE)
+        || matches!(kind(name.as_str()), Kind::Forwarded | Kind::Via)
 }
 
 enum Trace {
@@ -347,6 +353,7 @@ pub fn trusted_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
 /// Takes off what belongs to the connection to the service, and what only furt says. An answer that
 /// is framed in a way that cannot be passed on is refused.
 pub fn strip_answer(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    one_length(headers)?;
     let hop = |name: &HeaderName| {
         matches!(
             name.as_str(),
@@ -362,6 +369,10 @@ pub fn strip_answer(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     {
         return Err(ProxyError::BadGateway("the service answered with a transfer coding that furt does not know"));
     }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The chunks say how long the body is, whatever the length says (RFC 9112 §6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     if let ConnectionNames::Some(names) = ConnectionNames::of(headers) {
         for name in names {
             headers.remove(name);
@@ -376,6 +387,20 @@ pub fn strip_answer(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     if let Some(names) = headers.remove(TRAILER).and_then(|value| clean_trailer_names(&value)) {
         headers.insert(TRAILER, names);
     }
+    Ok(())
+}
+
+/// A length given more than once becomes one, if it is the same each time (RFC 9110 §8.6).
+fn one_length(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    let Some(first) = headers.get(CONTENT_LENGTH) else { return Ok(()) };
+    if first.as_bytes().iter().all(u8::is_ascii_digit) && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_none() {
+        return Ok(());
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| tokens(value.as_bytes()));
+    let one = lengths.next().filter(|one| one.iter().all(u8::is_ascii_digit) && lengths.all(|other| other == *one));
+    let one = one.and_then(|one| HeaderValue::from_bytes(one).ok());
+    drop(lengths);
+    headers.insert(CONTENT_LENGTH, one.ok_or(ProxyError::BadGateway("the service answered with more than one length"))?);
     Ok(())
 }
 

@@ -6,11 +6,13 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    convert::Infallible,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use foldhash::fast::RandomState;
@@ -19,6 +21,8 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::oneshot,
+    time::timeout,
 };
 
 use crate::{body::RequestBody, metrics::Counters, view::Instance, worker::Worker};
@@ -29,10 +33,12 @@ const MAX_IDLE: usize = 256;
 const IDLE_NS: u64 = 30_000_000_000;
 /// A request that may not be sent twice does not use a connection idle for longer (DESIGN §9).
 const FRESH_NS: u64 = 1_000_000_000;
+/// For what is left of a request's body once its answer has ended.
+const LINGER: Duration = Duration::from_secs(5);
 /// Most of a head, either way, in bytes; also how much of a body is read at once.
 const MAX_BUFFER: usize = 64 * 1024;
 
-/// A connection to an instance, lent to one request.
+/// A connection to an instance, lent to one request. One that is dropped instead of given back ends soon.
 pub struct Lease {
     /// Where the request goes in.
     pub sender: SendRequest<RequestBody>,
@@ -44,7 +50,11 @@ pub struct Lease {
     read_before: u64,
     /// Whether it has carried a request before.
     pub reused: bool,
+    held: Held,
 }
+
+/// Held for as long as a connection is wanted; its end tells the connection's task.
+type Held = oneshot::Sender<Infallible>;
 
 impl Lease {
     /// Whether any byte of an answer has come since it was lent.
@@ -57,6 +67,7 @@ struct Idle {
     sender: SendRequest<RequestBody>,
     read: Rc<Cell<u64>>,
     since: u64,
+    held: Held,
 }
 
 /// The idle connections of one worker, by address, the latest used last. Instances at one address
@@ -75,10 +86,10 @@ impl Pool {
         instance.addresses.iter().find_map(|address| {
             let connections = idle.get_mut(address)?;
             // The latest used is last: once it has been idle for too long, all have.
-            while let Some(Idle { sender, read, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
+            while let Some(Idle { sender, read, held, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
                 if sender.is_ready() {
                     let read_before = read.get();
-                    return Some(Lease { sender, address: *address, read, read_before, reused: true });
+                    return Some(Lease { sender, address: *address, read, read_before, reused: true, held });
                 }
             }
             None
@@ -93,7 +104,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(lease.address).or_default();
         if connections.len() < MAX_IDLE {
-            connections.push(Idle { sender: lease.sender, read: lease.read, since: now });
+            connections.push(Idle { sender: lease.sender, read: lease.read, since: now, held: lease.held });
         }
     }
 
@@ -135,9 +146,21 @@ async fn handshake(stream: TcpStream, address: SocketAddr) -> io::Result<Lease> 
     let socket = Heard { inner: stream, read: read.clone() };
     let (sender, connection) =
         http1::Builder::new().max_buf_size(MAX_BUFFER).writev(false).handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
+    let (held, unwanted) = oneshot::channel();
+    tokio::task::spawn_local(drive(connection, unwanted));
+    Ok(Lease { sender, address, read, read_before: 0, reused: false, held })
+}
+
+/// Drives a connection to its end. A service may answer whole before it has the whole of a request's body, and then
+/// take the rest; a client that never sends the rest does not keep the connection.
+async fn drive(connection: impl Future<Output = hyper::Result<()>>, unwanted: oneshot::Receiver<Infallible>) {
+    let mut connection = pin!(connection);
     // Its errors reach the request that it carries; without one there is nobody to tell.
-    tokio::task::spawn_local(async move { drop(connection.await) });
-    Ok(Lease { sender, address, read, read_before: 0, reused: false })
+    tokio::select! {
+        biased;
+        _ = connection.as_mut() => {}
+        _ = unwanted => drop(timeout(LINGER, connection).await),
+    }
 }
 
 /// A socket that counts what it hears.
@@ -195,7 +218,7 @@ impl RetryBudget {
 
     /// Whether one may be sent again now.
     pub fn spend(&self, now: u64) -> bool {
-        let seconds = std::time::Duration::from_nanos(now.saturating_sub(self.at.replace(now))).as_secs_f64();
+        let seconds = Duration::from_nanos(now.saturating_sub(self.at.replace(now))).as_secs_f64();
         let tokens = (self.tokens.get() + 10.0 * seconds).min(Self::MOST);
         self.tokens.set(if tokens >= 1.0 { tokens - 1.0 } else { tokens });
         tokens >= 1.0

@@ -252,6 +252,52 @@ fn trailers_neither_frame_nor_route_nor_identify() {
     assert_eq!(out, fields(&[("x-sum", "1"), ("x-sum", "2"), ("grpc-status", "0")]));
 }
 
+#[test]
+fn connection_does_not_hide_who_a_trusted_proxy_says_it_is() {
+    let proxied = |trusted| {
+        let with = With { trusted, ..With::default() };
+        with.forward(fields(&[
+            ("connection", "X-Forwarded-For, x-forwarded-proto, Forwarded, X-Real-IP, Via, X-Secret"),
+            ("x-forwarded-for", "203.0.113.7"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=203.0.113.7"),
+            ("x-real-ip", "203.0.113.7"),
+            ("via", "1.1 nginx"),
+            ("x-secret", "1"),
+        ]))
+    };
+    let out = proxied(true);
+    assert_eq!(all(&out, "x-forwarded-for"), ["203.0.113.7, 192.0.2.1"]);
+    assert_eq!(all(&out, "x-forwarded-proto"), ["https"]);
+    assert_eq!((all(&out, "forwarded"), all(&out, "x-real-ip")), (vec!["for=203.0.113.7".into()], vec!["203.0.113.7".into()]));
+    assert!(all(&out, "via")[0].starts_with("1.1 nginx, ") && !out.contains_key("x-secret"));
+    let out = proxied(false);
+    assert_eq!(all(&out, "x-forwarded-for"), ["192.0.2.1"]);
+    assert!(!out.contains_key("forwarded") && !out.contains_key("x-real-ip"));
+}
+
+#[test]
+fn an_answer_has_one_length_or_is_chunked() {
+    let check = |given: &[(&str, &str)], expected: Option<&[&str]>| {
+        let mut answer = fields(given);
+        let stripped = strip_answer(&mut answer);
+        let lengths = stripped.map(|()| all(&answer, "content-length"));
+        assert_eq!(
+            lengths.as_deref().ok(),
+            expected.map(|lengths| lengths.iter().map(ToString::to_string).collect::<Vec<_>>()).as_deref(),
+            "{given:?}"
+        );
+    };
+    check(&[("content-length", "3")], Some(&["3"]));
+    check(&[("content-length", "3, 3")], Some(&["3"]));
+    check(&[("content-length", "3"), ("content-length", "3,3")], Some(&["3"]));
+    for odd in ["3, 5", "+3", "3;", "a", ","] {
+        check(&[("content-length", odd)], None);
+    }
+    check(&[("content-length", "3"), ("content-length", "5")], None);
+    check(&[("content-length", "3"), ("transfer-encoding", "chunked")], Some(&[]));
+}
+
 /// Names as an application behind furt might read them.
 fn folded(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()

@@ -1,9 +1,16 @@
 //! HTTP/2 frames by hand: what no well-behaved client library would send.
 
+use std::{
+    io::{self, Read, Write},
+    net::TcpListener,
+    sync::{Mutex, mpsc},
+};
+
 use crate::{
-    client::Client,
+    client::{Client, Request},
     smuggling::Arena,
-    world::{ADMIN_KEY, WEBSITE_KEY},
+    upstream::{Reply, Upstream, ok},
+    world::{ADMIN_KEY, Conf, WEBSITE_KEY},
 };
 
 const DATA: u8 = 0;
@@ -193,4 +200,87 @@ fn trailers_with_pseudo_fields_are_no_trailers() {
         }
     }
     assert!(arena.admin.raw_requests().is_empty());
+}
+
+/// A connection with its preface sent.
+fn open(furt: std::net::SocketAddr) -> Client {
+    let mut client = Client::new(furt);
+    client.write([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat()).expect("sent");
+    client
+}
+
+/// The payload of the next DATA frame of a stream that has one; what comes before it is passed over.
+fn next_data(client: &mut Client, stream: u8) -> io::Result<Vec<u8>> {
+    loop {
+        let head = client.exactly(9)?;
+        let payload = client.exactly(usize::try_from(u32::from_be_bytes([0, head[0], head[1], head[2]])).expect("a short frame"))?;
+        if (head[3], head[8]) == (DATA, stream) && !payload.is_empty() {
+            return Ok(payload);
+        }
+    }
+}
+
+#[test]
+fn an_answer_does_not_end_the_streams_beside_it() {
+    let (pieces, said) = mpsc::channel();
+    let said = Mutex::new(Some(said));
+    let upstream = Upstream::with(move |seen| match seen.target.as_str() {
+        "/s/stream" => said.lock().expect("once").take().map_or(Reply::Hang, Reply::Pieces),
+        target => Reply::Bytes(ok(target)),
+    });
+    let furt = Conf::new().server("body_idle_timeout = 300ms").start();
+    furt.register("s", &upstream.url(), &["* /s/* comments:read"]);
+    let mut client = open(furt.public);
+    let get =
+        |stream: u8, path: &str| frame(HEADERS, END_HEADERS | END_STREAM, stream, &fields(&with(&[(":method", "GET"), (":path", path)])));
+    client.write(get(1, "/s/stream")).expect("sent");
+    pieces.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nbegin".to_vec()).expect("the service waits");
+    assert_eq!(next_data(&mut client, 1).expect("a piece"), b"begin");
+    client.write(get(3, "/s/x")).expect("sent");
+    assert_eq!(next_data(&mut client, 3).expect("an answer"), b"/s/x");
+    // A body that stalls tells when the time is over.
+    for _ in 0..2 {
+        let mut stalled = Client::new(furt.public);
+        let asked = Request::post("/s/x", "12345").key(WEBSITE_KEY).to_bytes(furt.public);
+        stalled.write(&asked[..asked.len() - 1]).expect("sent");
+        assert_eq!(stalled.read("POST").expect("an answer").status, 408);
+    }
+    pieces.send(b"end".to_vec()).expect("the service waits");
+    assert_eq!(next_data(&mut client, 1).expect("the stream lives"), b"end");
+}
+
+#[test]
+fn a_body_that_never_ends_does_not_keep_the_service_s_connection_after_the_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let furt = Conf::new().start();
+    furt.register("early", &format!("http://{}", listener.local_addr().expect("bound")), &["POST /s/* comments:read"]);
+    let (closed, is_closed) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Probes come on connections of their own, and are not answered.
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let closed = closed.clone();
+            std::thread::spawn(move || {
+                let mut seen = Vec::new();
+                let mut piece = [0; 1024];
+                while !seen.ends_with(b"abc\r\n") {
+                    match stream.read(&mut piece) {
+                        Ok(1..) => seen.extend_from_slice(piece.split(|byte| *byte == 0).next().unwrap_or_default()),
+                        _ => return,
+                    }
+                    piece = [0; 1024];
+                }
+                let _ = stream.write_all(&ok("early"));
+                while stream.read(&mut piece).is_ok_and(|count| count > 0) {}
+                let _ = closed.send(());
+            });
+        }
+    });
+    let mut client = open(furt.public);
+    let head = frame(HEADERS, END_HEADERS, 1, &fields(&with(&[(":path", "/s/x")])));
+    client.write([head, frame(DATA, 0, 1, b"abc")].concat()).expect("sent");
+    assert_eq!(next_data(&mut client, 1).expect("an answer"), b"early");
+    is_closed.recv_timeout(std::time::Duration::from_secs(20)).expect("the service's connection ends");
+    // The client's own lives on.
+    client.write(frame(HEADERS, END_HEADERS | END_STREAM, 3, &fields(&with(&[(":method", "GET"), (":path", "/health")])))).expect("sent");
+    assert!(String::from_utf8_lossy(&next_data(&mut client, 3).expect("an answer")).contains("healthy"));
 }
