@@ -52,7 +52,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Checks the relations between the values: what [`step`] relies on.
+    /// Checks the relations between the values: what [`step`] relies on. Errors: every one that does not hold.
     pub fn new(
         interval: Duration,
         timeout: Duration,
@@ -60,15 +60,16 @@ impl Policy {
         down_after: u32,
         park_after: u32,
         forget_parked_after: Option<Duration>,
-    ) -> Result<Self, PolicyError> {
-        if interval.is_zero() || timeout.is_zero() || down_interval.is_zero() || down_after == 0 {
-            return Err(PolicyError::Zero);
-        }
-        if timeout > interval {
-            return Err(PolicyError::TimeoutAboveInterval);
-        }
-        if park_after <= down_after {
-            return Err(PolicyError::ParkedBeforeDown);
+    ) -> Result<Self, Vec<PolicyError>> {
+        let zero = interval.is_zero() || timeout.is_zero() || down_interval.is_zero() || down_after == 0;
+        let broken = [
+            (zero, PolicyError::Zero),
+            (timeout > interval, PolicyError::TimeoutAboveInterval),
+            (park_after <= down_after, PolicyError::ParkedBeforeDown),
+        ];
+        let faults: Vec<_> = broken.into_iter().filter_map(|(is_broken, fault)| is_broken.then_some(fault)).collect();
+        if !faults.is_empty() {
+            return Err(faults);
         }
         Ok(Self { interval, timeout, down_interval, down_after, park_after, forget_parked_after })
     }
@@ -336,14 +337,15 @@ mod tests {
         let seconds = Duration::from_secs;
         let check = |interval, timeout, down_after, park_after, expected| {
             let policy = Policy::new(seconds(interval), seconds(timeout), seconds(120), down_after, park_after, None);
-            assert_eq!(policy.err(), expected);
+            assert_eq!(policy.err().unwrap_or_default(), expected);
         };
-        check(30, 5, 3, 10, None);
-        check(30, 30, 1, 2, None);
-        check(5, 6, 3, 10, Some(PolicyError::TimeoutAboveInterval));
-        check(30, 5, 3, 3, Some(PolicyError::ParkedBeforeDown));
-        check(0, 0, 3, 10, Some(PolicyError::Zero));
-        check(30, 5, 0, 10, Some(PolicyError::Zero));
+        check(30, 5, 3, 10, &[][..]);
+        check(30, 30, 1, 2, &[]);
+        check(5, 6, 3, 10, &[PolicyError::TimeoutAboveInterval]);
+        check(30, 5, 3, 3, &[PolicyError::ParkedBeforeDown]);
+        check(5, 6, 3, 3, &[PolicyError::TimeoutAboveInterval, PolicyError::ParkedBeforeDown]);
+        check(0, 0, 3, 10, &[PolicyError::Zero]);
+        check(30, 5, 0, 10, &[PolicyError::Zero]);
         assert_eq!(Policy::default().renew_after_seconds(), 60);
         assert_eq!(Policy { interval: Duration::from_millis(100), ..Policy::default() }.renew_after_seconds(), 1);
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use furt_control_plane::health::Policy;
+use furt_control_plane::health::{Policy, PolicyError};
 use furt_data_plane::config::HealthDetail;
 use furt_proto::{
     names::{NameError, RouteHost},
@@ -142,34 +142,35 @@ fn probing(reader: &mut Reader<'_>) -> Option<Policy> {
         (interval?, timeout?, down_interval?, down_after?, park_after?, forget?);
     // The file may set one of the two and leave the other to its default; the one that is there gets the blame.
     let blame = |reader: &Reader<'_>, one: &'static str, other: &'static str| if reader.has(one) { one } else { other };
-    let mut fits = true;
-    if timeout > interval {
-        let key = blame(reader, "health_check_timeout", "health_check_interval");
-        let (timeout, interval) = (format_duration(timeout), format_duration(interval));
-        reader.error(key, format!("expected health_check_timeout ({timeout}) to be at most health_check_interval ({interval})"));
-        fits = false;
-    }
-    if park_after <= down_after {
-        let key = blame(reader, "stop_ping_after_failures", "max_consecutive_failures");
-        reader.error(
-            key,
-            format!("expected stop_ping_after_failures ({park_after}) to be greater than max_consecutive_failures ({down_after})"),
-        );
-        fits = false;
-    }
     if down_interval < interval {
         let key = blame(reader, "down_check_interval", "health_check_interval");
         let (down_interval, interval) = (format_duration(down_interval), format_duration(interval));
         reader.warn(key, format!("down_check_interval ({down_interval}) is below health_check_interval ({interval})"));
     }
-    fits.then_some(Policy {
-        interval,
-        timeout,
-        down_interval,
-        down_after,
-        park_after,
-        forget_parked_after: (!forget.is_zero()).then_some(forget),
-    })
+    let policy = Policy::new(interval, timeout, down_interval, down_after, park_after, (!forget.is_zero()).then_some(forget));
+    let faults = match policy {
+        Ok(policy) => return Some(policy),
+        Err(faults) => faults,
+    };
+    for fault in faults {
+        let (one, other, expected) = match fault {
+            PolicyError::TimeoutAboveInterval => {
+                let (timeout, interval) = (format_duration(timeout), format_duration(interval));
+                let expected = format!("health_check_timeout ({timeout}) to be at most health_check_interval ({interval})");
+                ("health_check_timeout", "health_check_interval", expected)
+            }
+            PolicyError::ParkedBeforeDown => {
+                let expected =
+                    format!("stop_ping_after_failures ({park_after}) to be greater than max_consecutive_failures ({down_after})");
+                ("stop_ping_after_failures", "max_consecutive_failures", expected)
+            }
+            // Not reached: what is read is above zero, each value by itself.
+            PolicyError::Zero => ("health_check_interval", "health_check_timeout", fault.to_string()),
+        };
+        let key = blame(reader, one, other);
+        reader.error(key, format!("expected {expected}"));
+    }
+    None
 }
 
 /// A list of networks, each fault told.
