@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 use furt_control_plane::{
     listener::{Internal, Observer},
-    monitor::{HttpProbe, Monitor},
+    monitor::Monitor,
+    probe::HttpProbe,
     registry::Registry,
     snapshots::Snapshots,
 };

@@ -124,19 +124,11 @@ pub struct Internal {
 }
 
 impl Internal {
-    /// Binds `[gateway] listen`; port 0 takes a free one, see [`Internal::local_addr`].
-    pub async fn bind(registry: Registry, observer: Arc<dyn Observer>) -> io::Result<Self> {
-        Self::bind_within(registry, observer, Limits::default()).await
-    }
-
-    /// [`Internal::bind`] over a socket that is bound already, for whoever must know its port before there is a registry.
+    /// Over a socket that is bound already: its port must be known before there is a registry.
+    ///
+    /// Errors: the descriptors for reflection that were compiled in cannot be read.
     pub fn on(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>) -> io::Result<Self> {
         Self::on_within(socket, registry, observer, Limits::default())
-    }
-
-    async fn bind_within(registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
-        let socket = TcpListener::bind(registry.config().listen).await?;
-        Self::on_within(socket, registry, observer, limits)
     }
 
     fn on_within(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
@@ -145,11 +137,6 @@ impl Internal {
         let http = paths::router(Arc::clone(&edge));
         let server = Server { edge, http, grpc, connections: builder(limits), limits, closing: CancellationToken::new() };
         Ok(Self { socket, server: Arc::new(server), health })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
     }
 
     /// Serves until `shutdown`, then ends streams, lets what is in flight finish for a few seconds, and returns.

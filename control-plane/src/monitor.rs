@@ -13,7 +13,6 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::probe::HttpProbe;
 use crate::{
     health::Policy,
     registry::Registry,
@@ -50,7 +49,8 @@ impl<P: Probe> Monitor<P> {
     }
 
     /// With another source of jitter, -1 to 1: for tests that count seconds.
-    pub fn with_jitter(self, jitter: fn() -> f64) -> Self {
+    #[cfg(test)]
+    pub(crate) fn with_jitter(self, jitter: fn() -> f64) -> Self {
         Self { jitter, ..self }
     }
 

@@ -145,7 +145,7 @@ impl Registry {
         let (answer, carried_by) = match self.try_register(peer, &request, faults).await {
             Ok(answer) => answer,
             Err(refusal) => {
-                self.telemetry().refused("registration", &request.service, peer.address, &refusal);
+                self.telemetry().registration_refused(&request.service, peer.address, &refusal);
                 return Err(refusal);
             }
         };
@@ -161,15 +161,15 @@ impl Registry {
     ) -> Result<(v1::RegisterResponse, u64), Refusal> {
         let address = authorize(self.config(), peer, Action::Register, None)?.address;
         self.check_rate(address, request)?;
-        let draft = Draft::read(request).with_decoding(faults);
+        let mut draft = Draft::read(request).with_decoding(faults);
         let resolved = self.resolve(&draft).await;
-        let mut faults = draft.faults.clone();
+        let mut faults = std::mem::take(&mut draft.faults);
         faults.extend(self.shared.admission.granted(peer, address, &draft, resolved.as_ref(), &self.machine()));
 
         let state = self.lock();
         let (unclaimed, warnings) = self.shared.admission.unclaimed(&draft, &state.services);
         faults.extend(unclaimed);
-        let (Some(registration), []) = (&draft.registration, &faults[..]) else { return Err(faults.into()) };
+        let Some(registration) = draft.registration.filter(|_| faults.is_empty()) else { return Err(faults.into()) };
         let mut answer = v1::RegisterResponse {
             service: registration.service.to_string(),
             instance: registration.instance.to_string(),
@@ -180,7 +180,7 @@ impl Registry {
             ..Default::default()
         };
         if request.dry_run {
-            let (_, registration_id, status) = state.services.preview(registration);
+            let (_, registration_id, status) = state.services.preview(&registration);
             answer.registration_id = registration_id.to_string();
             answer.status = status.name().into();
             answer.version = state.services.publication().version();
@@ -197,14 +197,15 @@ impl Registry {
     fn apply(
         &self,
         mut state: MutexGuard<'_, State>,
-        registration: &Registration,
+        registration: Registration,
         addresses: Vec<SocketAddr>,
         peer: IpAddr,
         answer: &mut v1::RegisterResponse,
     ) -> u64 {
         let at = moment();
+        let registration = Arc::new(registration);
         let registration_id = Ulid::from_parts(u64::try_from(at.unix_ms).unwrap_or(0), fastrand::u128(..)).to_string();
-        let admitted = Admitted { registration: Arc::new(registration.clone()), addresses, peer, registration_id: registration_id.into() };
+        let admitted = Admitted { registration: registration.clone(), addresses, peer, registration_id: registration_id.into() };
         let applied = state.services.register(admitted, at);
         self.publish(state);
         self.shared.due.notify_one();
@@ -256,7 +257,7 @@ impl Registry {
     pub async fn deregister(&self, peer: &Peer, request: v1::DeregisterRequest) -> Result<v1::DeregisterResponse, Refusal> {
         let answer = self.try_deregister(peer, &request);
         if let Err(refusal) = &answer {
-            self.telemetry().refused("deregistration", &request.service, peer.address, refusal);
+            self.telemetry().deregistration_refused(&request.service, peer.address, refusal);
         }
         let answer = answer?;
         self.installed(answer.version).await;
@@ -343,8 +344,10 @@ impl Registry {
     async fn installed(&self, version: u64) {
         let mut installed = self.shared.installed.subscribe();
         let there = installed.wait_for(|installed| installed.is_none_or(|installed| installed >= version));
-        // A data plane that cannot follow is its own trouble; the registration holds.
-        let _ = timeout(INSTALL_TIMEOUT, there).await;
+        // A data plane that cannot follow is its own trouble; the change holds.
+        if timeout(INSTALL_TIMEOUT, there).await.is_err() {
+            self.telemetry().not_installed(version, INSTALL_TIMEOUT);
+        }
     }
 
     fn machine(&self) -> ThisMachine<'_> {

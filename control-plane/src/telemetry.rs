@@ -4,14 +4,14 @@
 
 use std::{fmt, net::IpAddr, time::Duration};
 
-use furt_proto::names::{InstanceId, ServiceName};
+use furt_proto::names::{InstanceId, ServiceName, quoted};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, prometheus_text},
     metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram},
     registry::Registry as Metrics,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     records::{Change, Transition},
@@ -104,9 +104,10 @@ impl Telemetry {
     /// All metrics in text form, without an end mark.
     pub fn encode(&self, out: &mut String) {
         let begin = out.len();
-        if prometheus_text::encode(out, &self.metrics).is_err() {
-            // A String takes everything; half a family would make the whole page unreadable.
+        if let Err(error) = prometheus_text::encode(out, &self.metrics) {
+            // Half a family would make the whole page unreadable.
             out.truncate(begin);
+            error!(%error, "cannot write the control plane's metrics");
         }
     }
 
@@ -145,16 +146,20 @@ impl Telemetry {
         debug!(%service, %peer, "dry run answered");
     }
 
-    /// A registration or deregistration was refused. `service` is what was sent, which may be no name.
-    pub fn refused(&self, what: &'static str, service: &str, peer: Option<IpAddr>, refusal: &Refusal) {
-        if what == "registration" {
-            self.count("refused");
-        }
-        // The message may have several lines, for people who read it where they sent the request.
-        let reason = refusal.message();
-        let reason = reason.lines().next().unwrap_or_default();
-        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
-        warn!(service = %furt_proto::names::quoted(service), peer, code = %refusal.code(), faults = refusal.faults.len(), reason, "{what} refused");
+    /// A registration was refused. `service` is what was sent, which may be no name.
+    pub fn registration_refused(&self, service: &str, peer: Option<IpAddr>, refusal: &Refusal) {
+        self.count("refused");
+        warn_refused("registration", service, peer, refusal);
+    }
+
+    /// A deregistration was refused. `service` as above.
+    pub fn deregistration_refused(&self, service: &str, peer: Option<IpAddr>, refusal: &Refusal) {
+        warn_refused("deregistration", service, peer, refusal);
+    }
+
+    /// An answer did not wait any longer for the data plane of this process.
+    pub fn not_installed(&self, version: u64, waited: Duration) {
+        warn!(version, waited_ms = waited.as_millis(), "the data plane has not installed a change in time; it was answered all the same");
     }
 
     /// Instances were taken out; `gone` when the service has none left.
@@ -218,6 +223,14 @@ impl Telemetry {
         let what = if attached { "attached" } else { "left" };
         debug!(peer, "data plane {what}");
     }
+}
+
+fn warn_refused(what: &str, service: &str, peer: Option<IpAddr>, refusal: &Refusal) {
+    // The message may have several lines, for people who read it where they sent the request.
+    let reason = refusal.message();
+    let reason = reason.lines().next().unwrap_or_default();
+    let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+    warn!(service = %quoted(service), peer, code = %refusal.code(), faults = refusal.faults.len(), reason, "{what} refused");
 }
 
 /// What was registered, for the log line.

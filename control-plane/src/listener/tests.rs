@@ -58,8 +58,10 @@ impl World {
     }
 
     async fn with(config: Config, limits: Limits) -> Self {
-        let internal = Internal::bind_within(Registry::new(config), Arc::new(Fixed), limits).await.unwrap();
-        let (address, shutdown) = (internal.local_addr().unwrap(), CancellationToken::new());
+        let socket = TcpListener::bind(config.listen).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let internal = Internal::on_within(socket, Registry::new(config), Arc::new(Fixed), limits).unwrap();
+        let shutdown = CancellationToken::new();
         let running = tokio::spawn(internal.run(shutdown.clone()));
         Self { address, shutdown, running }
     }
