@@ -33,6 +33,8 @@ pub struct Progress {
     pub failed: Cell<bool>,
     /// It came to its end.
     pub ended: Cell<bool>,
+    /// When its last piece came, nanoseconds of the worker's clock.
+    pub last: Cell<u64>,
 }
 
 /// A request's body on its way to the service.
@@ -66,7 +68,9 @@ impl Upload {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(frame) = ready!(Pin::new(&mut self.inner).poll_frame(context)) else {
+        let polled = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        self.progress.last.set(self.clock.now());
+        let Some(frame) = polled else {
             self.ended();
             return Poll::Ready(None);
         };

@@ -96,6 +96,12 @@ impl Deadline {
         .await
     }
 
+    /// Puts it off, also when it has passed.
+    pub fn put_off(&self, at: u64) {
+        self.entry.at.set(at);
+        self.entry.passed.set(false);
+    }
+
     fn wait(&self, context: &Context<'_>) {
         let mut waker = self.entry.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
@@ -122,6 +128,8 @@ mod tests {
             deadlines.look(5);
         });
         assert_eq!(result, Err(Elapsed));
+        deadline.put_off(9);
+        assert_eq!(deadline.within(async { 7 }).await, Ok(7));
         assert!(deadlines.free.borrow().is_empty());
     }
 }

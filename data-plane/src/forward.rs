@@ -1,7 +1,7 @@
 //! A request that may go to its service: the instance, the connection, and another one while nothing
 //! of the request can have been acted on (DESIGN §9, Instances).
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, Uri,
@@ -16,7 +16,6 @@ use crate::{
     auth::Caller,
     balance,
     body::{Progress, RequestBody, Upload},
-    client_io::Phase,
     deadline::Deadline,
     exchange::Exchange,
     headers::{self, Forwarding},
@@ -73,6 +72,7 @@ impl Forward<'_> {
     pub async fn send(&self, body: Incoming, exchange: &mut Exchange) -> Result<Answered, ProxyError> {
         let worker = &self.connection.worker;
         let progress = Rc::new(Progress::default());
+        progress.last.set(exchange.started());
         let has_body = !body.is_end_stream();
         let repeatable = !has_body && is_idempotent(&self.head.method);
         let timeout = self.route.timeout.unwrap_or(worker.shared.config.upstream_timeout);
@@ -100,7 +100,8 @@ impl Forward<'_> {
             let mut lease = match idle {
                 Some(lease) => lease,
                 None => {
-                    let made = self.connect(instance, &deadline).await?;
+                    // Boxed because it is seldom and large: it would make every request's future larger.
+                    let made = Box::pin(self.connect(instance, &deadline)).await?;
                     now = worker.coarse.exact();
                     let Some(lease) = made else {
                         tried.push(instance.number);
@@ -110,11 +111,19 @@ impl Forward<'_> {
                 }
             };
             let sent = now;
-            let answered = deadline.within(lease.sender.try_send_request(request)).await;
+            let answered = {
+                let mut answer = pin!(lease.sender.try_send_request(request));
+                loop {
+                    match deadline.within(answer.as_mut()).await {
+                        Ok(answered) => break Ok(answered),
+                        Err(_) if !has_body => break Err(ProxyError::GatewayTimeout),
+                        Err(_) => deadline.put_off(self.still_sending(&progress, timeout)?),
+                    }
+                }
+            };
             now = worker.coarse.exact();
             let mut failed = match answered {
-                Err(_) if has_body && self.connection.watch.phase() == Phase::Upload => return Err(ProxyError::RequestTimeout),
-                Err(_) => return Err(ProxyError::GatewayTimeout),
+                Err(error) => return Err(error),
                 Ok(Ok(response)) => return Ok(Answered { response, lease, upstream_ns: now.saturating_sub(sent) }),
                 Ok(Err(failed)) => failed,
             };
@@ -139,6 +148,21 @@ impl Forward<'_> {
                 None => return Err(ProxyError::BadGateway("the service closed the connection or answered nonsense")),
             };
         }
+    }
+
+    /// The service has its time from the end of the body on, and a body has all the time it needs while
+    /// pieces of it come.
+    ///
+    /// # Errors
+    /// When the service, or the client, has been silent for too long.
+    fn still_sending(&self, progress: &Progress, timeout: Duration) -> Result<u64, ProxyError> {
+        let worker = &self.connection.worker;
+        let (now, last) = (worker.coarse.now(), progress.last.get());
+        if progress.ended.get() {
+            return Some(last + nanos(timeout)).filter(|at| *at > now).ok_or(ProxyError::GatewayTimeout);
+        }
+        let idle = now.saturating_sub(last) > nanos(worker.shared.config.body_idle_timeout);
+        if idle { Err(ProxyError::RequestTimeout) } else { Ok(now + nanos(timeout)) }
     }
 
     /// Whether a request that can be repeated goes again after its connection closed without an answer:

@@ -175,3 +175,19 @@ fn a_service_that_stops_and_listens_again_is_reached_again() {
     let answer = eventually("it is served again", || Some(furt.get("/t")).filter(|answer| answer.status == 200));
     assert_eq!(answer.field("x-upstream"), Some("second"));
 }
+
+#[test]
+fn the_service_has_its_time_from_the_end_of_a_long_upload_on() {
+    let upstream = Upstream::with(|_| Reply::Bytes(ok("all of it")));
+    let furt = world(Conf::new().gateway("upstream_timeout = 200ms"), &upstream.url());
+    let mut client = Client::new(furt.public);
+    client.write(format!("POST /t HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\nTransfer-Encoding: chunked\r\n\r\n")).expect("sent");
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_millis(700) {
+        let before = upstream.raw().len();
+        client.write("1\r\nx\r\n").expect("sent");
+        eventually("the piece is there", || (upstream.raw().len() > before).then_some(()));
+    }
+    client.write("0\r\n\r\n").expect("sent");
+    assert_eq!(client.read("POST").expect("an answer").status, 200);
+}
