@@ -4,6 +4,7 @@
 //! its [`sample`] service; what they use: [`client`], [`table`]. Not here: `furt run`, which is `main`.
 
 use std::{
+    fmt,
     io::{self, Write},
     path::PathBuf,
 };
@@ -28,7 +29,7 @@ pub struct Arguments {
     /// The furt.conf to use [default: ./furt.conf, then /etc/furt/furt.conf].
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The internal listener of a running furt, HOST:PORT [default: [gateway] listen of furt.conf, else 127.0.0.1:7810].
+    /// The internal listener of a running furt [default: [gateway] listen of furt.conf, else 127.0.0.1:7810].
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub gateway: Option<String>,
     /// Print JSON, for machines.
@@ -121,8 +122,14 @@ impl Failure {
     pub fn tell(&self) {
         if !self.0.is_empty() {
             // There is nobody to tell when this cannot be written.
-            let _ = writeln!(io::stderr(), "{}", self.0);
+            let _ = writeln!(io::stderr(), "{self}");
         }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

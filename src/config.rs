@@ -100,7 +100,7 @@ impl Surroundings<'_> {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No file at any of the places.
-    #[error("no furt.conf found: name one with --config, or put one at {} or {}", SEARCHED[0], SEARCHED[1])]
+    #[error("no furt.conf found: name one with --config, or put one at ./{} or {}", SEARCHED[0], SEARCHED[1])]
     NotFound,
     /// The file cannot be read.
     #[error("cannot read {}: {error}", file.display())]

@@ -6,7 +6,7 @@ use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 use furt::{Furt, config};
-use tracing::warn;
+use tracing::{info, warn};
 
 mod cli;
 
@@ -35,6 +35,9 @@ fn main() -> ExitCode {
 fn run(named: Option<&Path>) -> Result<(), Failure> {
     let config = config::load(named)?;
     cli::logging::install(config.log);
+    if let Some(file) = config::find(named) {
+        info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), "configuration read");
+    }
     for warning in &config.warnings {
         warn!("{warning}");
     }

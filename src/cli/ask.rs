@@ -20,7 +20,7 @@ const TOKEN: &str = "FURT_TOKEN";
 /// Asks, and prints the answer for people or, with `--json`, as it came.
 pub async fn ask(arguments: &Arguments, command: &Command) -> Result<(), Failure> {
     let (method, target, body) = question(command)?;
-    let address = gateway(arguments);
+    let address = gateway(arguments)?;
     let answer = send(&address, method, &target, headers()?, body).await.map_err(|error| Failure::new(format!("furt: {error}")))?;
     let json = answer.json();
     let success = answer.status.is_success() && json.get("success") == Some(&Value::Bool(true));
@@ -65,11 +65,16 @@ fn question(command: &Command) -> Result<(Method, String, Bytes), Failure> {
 }
 
 /// Where to ask: `--gateway`, else what furt.conf says.
-fn gateway(arguments: &Arguments) -> String {
-    match &arguments.gateway {
-        Some(given) => given.trim_start_matches("http://").trim_end_matches('/').to_owned(),
-        None => config::gateway_address(arguments.config.as_deref()).to_string(),
+fn gateway(arguments: &Arguments) -> Result<String, Failure> {
+    let Some(given) = &arguments.gateway else { return Ok(config::gateway_address(arguments.config.as_deref()).to_string()) };
+    let address = given.trim_start_matches("http://").trim_end_matches('/');
+    let (host, port) = address.rsplit_once(':').unwrap_or_default();
+    // Of an IPv6 address without brackets nobody can tell where the port begins.
+    let bracketed = host.starts_with('[') == host.contains(':');
+    if host.is_empty() || !bracketed || port.parse::<u16>().is_err() {
+        return Err(Failure::new(format!("furt: --gateway: expected HOST:PORT such as {}, got {given:?}", config::DEFAULT_GATEWAY)));
     }
+    Ok(address.to_owned())
 }
 
 fn headers() -> Result<HeaderMap, Failure> {
@@ -89,16 +94,27 @@ fn refused(answer: &Answer, json: &Value, address: &str) -> Failure {
         let status = answer.status;
         return Failure::new(format!("furt: {address} answered {status}, but not as furt does; --gateway names another address"));
     };
-    let mut lines = vec![format!("refused ({} {}): {}", answer.status.as_u16(), text(json, "code"), paragraph(error, ""))];
-    // A single fault is the sentence already.
-    for detail in json.get("details").and_then(Value::as_array).filter(|details| details.len() > 1).into_iter().flatten() {
+    // A single fault is the sentence already; of several the sentence has only the first.
+    let details = Some(list(json, "details")).filter(|details| details.len() > 1).unwrap_or_default();
+    let sentence = if details.is_empty() { paragraph(error, "") } else { format!("{} faults", details.len()) };
+    let word = if answer.status == StatusCode::NOT_FOUND { "not found" } else { "refused" };
+    let mut lines = vec![format!("{word} ({} {}): {sentence}", answer.status.as_u16(), text(json, "code"))];
+    for detail in details {
         let field = text(detail, "field");
         let place = if field.is_empty() { String::new() } else { format!("{field}: ") };
         let message = detail.get("message").and_then(Value::as_str).unwrap_or_default();
         lines.push(format!("  {place}{} ({})", paragraph(message, "    "), text(detail, "code")));
     }
     match answer.status {
+        // Only the public listener gives a reason in this header.
+        StatusCode::NOT_FOUND if answer.headers.contains_key("x-furt-reason") => lines.push(format!(
+            "{address} is furt's public listener; --gateway names the internal one, [gateway] listen in furt.conf ({} by default)",
+            config::DEFAULT_GATEWAY
+        )),
+        StatusCode::NOT_FOUND => lines.push("`furt services` shows what is registered".into()),
         StatusCode::UNAUTHORIZED => lines.push(format!("set {TOKEN} to a token that furt.conf knows ([token \"name\"])")),
+        // A grant with a token of its own.
+        StatusCode::FORBIDDEN if error.contains("Bearer") => lines.push(format!("set {TOKEN} to that token")),
         StatusCode::TOO_MANY_REQUESTS => {
             let seconds = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or("a few");
             lines.push(format!("try again in {} s", shown(seconds)));
@@ -125,7 +141,7 @@ fn told(command: &Command, json: &Value) -> String {
             let service = data.get("service").unwrap_or(&Value::Null);
             format!("{}\n\n{}", instances(std::slice::from_ref(service)), routes(list(service, "routes")))
         }
-        Command::Explain { .. } => explained(data),
+        Command::Explain { path, .. } => explained(data, path),
         _ => match list(data, "routes") {
             [] => "no routes".into(),
             found => routes(found),
@@ -182,13 +198,16 @@ fn routes(routes: &[Value]) -> String {
     table(&["SERVICE", "METHOD", "HOST", "PATH", "PERMISSION", "KIND", "STATE"], &rows.collect::<Vec<_>>())
 }
 
-fn explained(data: &Value) -> String {
+fn explained(data: &Value, path: &str) -> String {
     let part = |key: &str| data.get(key).filter(|value| !value.is_null());
-    let mut lines = vec![format!("canonical path  {}", text(data, "canonical_path"))];
+    let mut lines = Vec::new();
+    if !text(data, "canonical_path").is_empty() {
+        lines.push(format!("canonical path  {}", text(data, "canonical_path")));
+    }
     if let Some(outcome) = part("outcome") {
         let status = match outcome.get("status").and_then(Value::as_u64) {
             Some(0) | None => "forwarded".to_owned(),
-            Some(status) => format!("{status} {}", text(outcome, "code")),
+            Some(status) => format!("{status} {}{}", text(outcome, "code"), why(status, path)),
         };
         lines.push(format!("outcome         {status}"));
     }
@@ -219,9 +238,19 @@ fn explained(data: &Value) -> String {
     lines.join("\n")
 }
 
+/// The reason of an outcome that no route or key explains.
+fn why(status: u64, path: &str) -> String {
+    let path = path.split('?').next().unwrap_or_default();
+    match (status, furt_proto::path::canonical(path)) {
+        (400, Err(fault)) => format!(": {fault}"),
+        (404, _) => ": no route fits this host and path; `furt routes` shows them all, a \"*\" at the end is one segment or more".into(),
+        _ => String::new(),
+    }
+}
+
 /// The explanation that `explain` prints, for other commands.
-pub fn explanation(answer: &Answer) -> String {
-    explained(answer.json().get("data").unwrap_or(&Value::Null))
+pub fn explanation(answer: &Answer, path: &str) -> String {
+    explained(answer.json().get("data").unwrap_or(&Value::Null), path)
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
@@ -253,6 +282,50 @@ mod tests {
         for part in ["refused (401 VALIDATION_ERROR): 2 faults", "url: is missing (VALIDATION_ERROR)", "  taken (ROUTE_CONFLICT)", TOKEN] {
             assert!(said.contains(part), "{said}");
         }
+    }
+
+    #[test]
+    fn of_several_faults_each_is_told_once() {
+        let body = json!({"success": false, "error": "a: one (and 1 more fault, see details)", "code": "VALIDATION_ERROR", "details": [
+            {"field": "a", "code": "VALIDATION_ERROR", "message": "one"}, {"field": "b", "code": "VALIDATION_ERROR", "message": "two"},
+        ]});
+        let answer = Answer { status: StatusCode::BAD_REQUEST, headers: HeaderMap::new(), body: body.to_string().into() };
+        let expected = "refused (400 VALIDATION_ERROR): 2 faults\n  a: one (VALIDATION_ERROR)\n  b: two (VALIDATION_ERROR)";
+        assert_eq!(refused(&answer, &answer.json(), "a:1").to_string(), expected);
+    }
+
+    #[test]
+    fn what_is_not_found_says_where_to_look() {
+        let body = json!({"success": false, "error": "no route matches this path", "code": "NOT_FOUND"});
+        let mut answer = Answer { status: StatusCode::NOT_FOUND, headers: HeaderMap::new(), body: body.to_string().into() };
+        let said = refused(&answer, &answer.json(), "a:1").to_string();
+        assert_eq!(said, "not found (404 NOT_FOUND): no route matches this path\n`furt services` shows what is registered");
+        answer.headers.insert("x-furt-reason", HeaderValue::from_static("no-route"));
+        let said = refused(&answer, &answer.json(), "a:1").to_string();
+        assert!(said.contains("a:1 is furt's public listener; --gateway names the internal one"), "{said}");
+    }
+
+    #[test]
+    fn a_gateway_is_a_host_and_a_port() {
+        let named = |address: &str| {
+            use clap::Parser;
+            gateway(&Arguments::try_parse_from(["furt", "routes", "--gateway", address]).unwrap()).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(named("http://furt.internal:7810/"), Ok("furt.internal:7810".into()));
+        assert_eq!(named("[::1]:7810"), Ok("[::1]:7810".into()));
+        for wrong in ["127.0.0.1", "::1", "::1:7810", ":7810", "https://furt", "furt:port"] {
+            let expected = format!("furt: --gateway: expected HOST:PORT such as 127.0.0.1:7810, got {wrong:?}");
+            assert_eq!(named(wrong), Err(expected));
+        }
+    }
+
+    #[test]
+    fn an_explanation_says_why_there_is_no_route() {
+        let outcome = |status: u16, code: &str| json!({"canonical_path": "", "outcome": {"status": status, "code": code}});
+        let said = explained(&outcome(400, "MALFORMED_REQUEST"), "/a//b?c//d");
+        assert_eq!(said, "outcome         400 MALFORMED_REQUEST: a path must not have empty segments (\"//\")");
+        assert!(explained(&outcome(404, "NOT_FOUND"), "/a").contains("404 NOT_FOUND: no route fits"));
+        assert!(explained(&outcome(401, "UNAUTHORIZED"), "/a").ends_with("401 UNAUTHORIZED"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use super::{Arguments, Failure, process::say};
 
 /// Prints every finding; fails when one of them is an error.
 pub fn check(arguments: &Arguments) -> Result<(), Failure> {
+    // Which of the places it was found in is half of the answer.
+    let file = config::find(arguments.config.as_deref()).map(|file| file.display().to_string()).unwrap_or_default();
     let (report, config) = match config::load(arguments.config.as_deref()) {
         Ok(config) => {
             let mut report = Report::default();
@@ -24,13 +26,13 @@ pub fn check(arguments: &Arguments) -> Result<(), Failure> {
             say(&report)?;
         }
         if let Some(config) = &config {
-            say(format!("furt.conf is valid: {}", summary(config)))?;
+            say(format!("{file} is valid: {}", summary(config)))?;
         }
     }
     match config {
         Some(_) => Ok(()),
         None if arguments.json => Err(Failure::told()),
-        None => Err(Failure::new(format!("furt.conf is not valid: {}", count(report.errors.len(), "error")))),
+        None => Err(Failure::new(format!("{file} is not valid: {}", count(report.errors.len(), "error")))),
     }
 }
 

@@ -82,14 +82,16 @@ async fn show(public: SocketAddr, internal: SocketAddr, key: &str, once: bool) -
     say("Why the second one went where it went (furt explain GET /api/comments/test-post --key-name demo):")?;
     let target = format!("/internal/explain?method=GET&path={}&key_name=demo", client::encoded("/api/comments/test-post"));
     let answer = ask_gateway(internal, Method::GET, &target, HeaderMap::new()).await?;
-    say(format!("{}\n", indented(&ask::explanation(&answer))))?;
+    say(format!("{}\n", indented(&ask::explanation(&answer, "/api/comments/test-post"))))?;
     if !once {
         let pid = service.id().map(|id| id.to_string()).unwrap_or_default();
+        // As it was called here, so that the lines work as they are.
+        let furt = std::env::args().next().map_or("furt".into(), |name| shown(&name));
         say("furt stays up; Ctrl-C ends it and the sample service. Try:")?;
         say(format!("  curl -i -H 'X-API-Key: {key}' http://{public}/api/comments/hello"))?;
         say(format!("  curl http://{public}/health"))?;
-        say(format!("  furt services --gateway {internal}"))?;
-        say(format!("  furt routes --gateway {internal}"))?;
+        say(format!("  {furt} services --gateway {internal}"))?;
+        say(format!("  {furt} routes --gateway {internal}"))?;
         say(format!("  kill {pid}    # the sample service; three missed pings later its requests get 503"))?;
     }
     Ok(service)
@@ -137,7 +139,7 @@ async fn ask_gateway(address: SocketAddr, method: Method, target: &str, headers:
 }
 
 fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    text.lines().map(|line| format!("  {line}").trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 /// The furt.conf of the demonstration; pings are frequent, so that a killed service is noticed while one looks.

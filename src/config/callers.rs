@@ -29,12 +29,17 @@ pub fn api_key(reader: &mut Reader<'_>) -> Option<Key> {
                 None
             }
         },
+        // Whoever forgot key_sha256 is told that, not to name a key that is none.
+        None if digests.is_none() => None,
         None => {
             reader.error("name", "expected a name: without key_sha256 the label is the key itself, which is no name");
             None
         }
     };
     let permissions = reader.list("permissions", str::parse);
+    if permissions.as_ref().is_some_and(Vec::is_empty) {
+        reader.warn("permissions", "a key without permissions opens only routes that ask for none; e.g. comments:read, comments:write");
+    }
     let allowed_ips = networks(reader, "allowed_ips");
     let rate_limit = reader.optional("rate_limit", str::parse);
     let expires_unix = reader.optional("expires", parse_rfc3339);

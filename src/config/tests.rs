@@ -229,7 +229,7 @@ fn oddities_are_warnings() {
     odd("[telemetry]\notlp_endpoint = http://x\n", &["1: [telemetry]: this version does not use it yet; it is ignored"]);
     odd("[gateway]\ndown_check_interval = 10\n", &["2: down_check_interval: down_check_interval (10) is below health_check_interval (30)"]);
     odd("[server]\nmax_connections = 200000\n", &["2: max_connections: 200000 is above the limit of 100000 open files (ulimit -n)"]);
-    let key = "[api_key \"a\"]\nkey_sha256_file = etc/key.sha256\nallowed_ips = 127.0.0.1\n";
+    let key = "[api_key \"a\"]\nkey_sha256_file = etc/key.sha256\nallowed_ips = 127.0.0.1\npermissions = a:b\n";
     odd(key, &[]);
     odd(&format!("{key}[server]\ntrusted_proxies = 10.0.0.1\n"), &[]);
     odd(
@@ -260,6 +260,13 @@ fn every_wrong_line_is_told_at_once() {
             "9: permision: [route] has no such key (did you mean \"permission\"?)",
         ],
     );
+}
+
+#[test]
+fn keys_after_a_header_that_cannot_be_read_are_not_those_of_the_section_before() {
+    let report = read_as("[gateway]\nlisten = 127.0.0.1:7810\n[service sagjan]\nlisten = x\npaths = /a\n", "furt.conf").unwrap_err();
+    assert_eq!(lines(&report.errors), ["3: expected quotes around the label: [section \"label\"]"]);
+    assert_eq!(report.warnings, []);
 }
 
 #[test]
@@ -382,9 +389,14 @@ fn wrong_static_routes_are_told() {
 #[test]
 fn wrong_callers_are_told_without_a_word_of_their_secrets() {
     const HASH: &str = "key_sha256 = 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n";
+    odd(
+        &format!("[api_key \"a\"]\n{HASH}permissions = ; e.g. a:b\n"),
+        &["3: permissions: a key without permissions opens only routes that ask for none; e.g. comments:read, comments:write"],
+    );
     let short =
         "1: [api_key]: expected key_sha256, or as label a key of at least 32 characters of visible ASCII (furt key new NAME makes one)";
     bad("[api_key \"hunter2\"]\nname = a\n", &[short]);
+    bad("[api_key \"website\"]\npermissions = a:b\n", &[short]);
     let nameless = "1: name: expected a name: without key_sha256 the label is the key itself, which is no name";
     bad("[api_key \"hunter2hunter2hunter2hunter2hunter2\"]\n", &[nameless]);
     bad("[api_key \"a\"]\nkey_sha256 =\n", &["2: key_sha256: expected a SHA-256 as 64 hex digits, or two during rotation"]);

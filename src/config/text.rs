@@ -60,6 +60,7 @@ pub struct Fault {
 pub fn read(text: &str) -> (Vec<Section>, Vec<Fault>) {
     let mut sections: Vec<Section> = Vec::new();
     let mut faults = Vec::new();
+    let mut lost = false;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (line, content) in (1u32..).zip(text.lines()) {
         let content = content.trim();
@@ -68,13 +69,17 @@ pub fn read(text: &str) -> (Vec<Section>, Vec<Fault>) {
         }
         let section = sections.len().checked_sub(1);
         if content.starts_with('[') {
-            match header(content) {
+            let read = header(content);
+            lost = read.is_err();
+            match read {
                 Ok((name, label)) => sections.push(Section { name, label, line, entries: Vec::new() }),
                 Err(message) => faults.push(Fault { line, key: String::new(), message, section: None }),
             }
             continue;
         }
         match (entry(content, line), sections.last_mut()) {
+            // It is of the section whose header could not be read, not of the one before.
+            (Ok(_), _) if lost => {}
             (Ok(entry), Some(section)) => section.entries.push(entry),
             (Ok(entry), None) => {
                 faults.push(Fault { line, key: entry.key, message: "expected a [section] before the first key", section });
@@ -93,6 +98,7 @@ fn header(content: &str) -> Result<(String, Option<String>), &'static str> {
     let rest = rest.trim_start();
     let (label, rest) = match rest.strip_prefix('"') {
         Some(rest) => rest.split_once('"').map(|(label, rest)| (Some(label.to_owned()), rest)).ok_or("expected a closing quote")?,
+        None if rest.starts_with(word) => return Err("expected quotes around the label: [section \"label\"]"),
         None => (None, rest),
     };
     let rest = rest.trim_start().strip_prefix(']').ok_or(EXPECTED)?.trim_start();
