@@ -4,11 +4,11 @@
 //! Not here: who may talk to furt at all (`identity`), rates (`limits`), shape (`registration`), name lookups (`resolve`).
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
-use furt_proto::{names::ServiceName, pattern::Segment, permission::covered, url::UpstreamUrl, v1};
+use furt_proto::{names::ServiceName, permission::covered, url::UpstreamUrl, v1};
 
 use crate::{
     claims::{Claim, Claims, method_covers, methods_meet},
@@ -22,8 +22,6 @@ use crate::{
 const MAX_WARNINGS: usize = 20;
 /// Trie nodes that looking for warnings may visit for one registration: about a millisecond.
 const WARNING_BUDGET: u64 = 20_000;
-/// What furt answers itself, on every host.
-const RESERVED: [&str; 3] = ["health", "auth", "internal"];
 
 /// The rules as furt.conf has them, made once.
 #[derive(Debug)]
@@ -129,10 +127,10 @@ impl Admission {
         };
         for address in addresses.iter().map(IpAddr::to_canonical) {
             if let Some(kind) = never_an_upstream(address) {
-                return never(format!("{} is {address}, which is {kind}", url.host()));
+                return never(format!("an upstream must not be {kind}, which {address} is"));
             }
             if machine.listens_on(url.port()) && (address.is_loopback() || machine.owns(address)) {
-                return never(format!("{address}:{} is furt itself", url.port()));
+                return never(format!("{} is furt itself", SocketAddr::new(address, url.port())));
             }
             let (inside, allowed) = match self.grant(service).and_then(|grant| grant.upstreams.as_ref()) {
                 Some(upstreams) => (upstreams.contains(address), format!("its grant says upstreams = {upstreams}")),
@@ -173,9 +171,7 @@ impl Admission {
     }
 
     fn conflict(&self, service: &ServiceName, key: &RouteKey, paths_are_named: bool, held: &impl Held) -> Option<String> {
-        if let Some(Segment::Literal(first)) = key.pattern.segments().next()
-            && RESERVED.contains(&first)
-        {
+        if let Some(first) = key.pattern.reserved() {
             return Some(format!("{key}: /{first} and what is below it is furt's own"));
         }
         let whole = self.statics.covering(key, |_, host, method, _| host.covers(&key.host) && method_covers(method, &key.method));
@@ -186,7 +182,7 @@ impl Admission {
             let Claim { key: theirs, holder } = claim;
             let free = match held.is_parked(&holder) {
                 true => format!(
-                    "; {holder} is down and its pings have stopped: `furt deregister {holder}` or DELETE /internal/services/{holder} frees it"
+                    "; {holder} is down and its pings have stopped: DELETE /internal/services/{holder} on the internal listener frees it"
                 ),
                 false => String::new(),
             };

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use furt_proto::names::quoted;
+use furt_proto::{names::quoted, network::FORWARDING_FIELDS};
 use http::header::{HOST, ORIGIN};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Version, request::Parts};
@@ -14,8 +14,6 @@ use crate::config::Config;
 use crate::identity::listed;
 use crate::refusal::{Code, Refusal};
 
-/// Headers that a proxy adds: behind one the socket's peer says nothing about who asks.
-const FORWARDING: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
 /// Set by browsers on every request, and by nobody else (Fetch Metadata, §2.4).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -25,7 +23,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// or cannot be read, FORBIDDEN for an unknown Host and a cross-site request.
 pub fn check(config: &Config, peer: IpAddr, head: &Parts) -> Result<(), Refusal> {
     listed(config, Some(peer))?;
-    if let Some(name) = FORWARDING.into_iter().find(|name| head.headers.contains_key(*name)) {
+    if let Some(name) = FORWARDING_FIELDS.into_iter().find(|name| head.headers.contains_key(*name)) {
         let message = format!("the request carries {name}, so it came through a proxy; the internal listener is asked directly");
         return Err(Refusal::one(Code::RegistrationRefused, message));
     }

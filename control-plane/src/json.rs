@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use furt_proto::names::quoted;
+use furt_proto::names::{distance, quoted};
 use furt_proto::v1;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -280,28 +280,10 @@ fn nearest(name: &str, schema: Schema) -> Option<&'static str> {
     if name.len() > MAX_HINTED {
         return None;
     }
-    let fold = |name: &str| -> Vec<char> { name.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect() };
+    let fold = |name: &str| name.replace(['_', '-'], "").to_ascii_lowercase();
     let name = fold(name);
     let near = schema.iter().map(|(known, _)| (distance(&name, &fold(known)), *known)).min()?;
     (near.0 <= 2.min(near.1.len() / 2)).then_some(near.1)
-}
-
-/// Levenshtein's distance, one row at a time.
-fn distance(from: &[char], to: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (index, from) in from.iter().enumerate() {
-        let mut left = index + 1;
-        let mut diagonal = index;
-        for (cell, to) in row.iter_mut().skip(1).zip(to) {
-            let next = (*cell + 1).min(left + 1).min(diagonal + usize::from(from != to));
-            diagonal = std::mem::replace(cell, next);
-            left = next;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = index + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 fn wrong(at: impl FnOnce() -> String, expected: &str, got: &Node, faults: &mut Faults) {

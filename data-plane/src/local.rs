@@ -2,6 +2,8 @@
 //!
 //! Here: which they are, for the gateway and for `explain`. Not here: the answers.
 
+use furt_proto::pattern::RESERVED;
+
 /// A path that no route can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Local {
@@ -28,11 +30,11 @@ pub fn local(path: &str) -> Option<Local> {
         "/auth/status" => return Some(Local::AuthStatus),
         _ => {}
     }
-    let under = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if under("/internal") {
-        return Some(Local::Internal);
+    let first = path.strip_prefix('/')?.split('/').next()?;
+    match first {
+        "internal" => Some(Local::Internal),
+        _ => RESERVED.contains(&first).then_some(Local::Reserved),
     }
-    (under("/health") || under("/auth")).then_some(Local::Reserved)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use furt_proto::network::FORWARDING_FIELDS;
 use http::{HeaderMap, HeaderValue};
 use hyper::{server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -97,7 +98,7 @@ impl Shared {
 
     /// Whether a client sees all of `/health` (DESIGN §6).
     pub fn sees_all(&self, peer: IpAddr, fields: &HeaderMap) -> bool {
-        let forwarded = ["forwarded", "x-forwarded-for", "x-real-ip"].iter().any(|name| fields.contains_key(*name));
+        let forwarded = FORWARDING_FIELDS.iter().any(|name| fields.contains_key(*name));
         health::sees_all(self.config.health_detail, &self.config.allow_registration_from, Some(peer), forwarded)
     }
 }

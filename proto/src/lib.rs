@@ -2,10 +2,10 @@
 //!
 //! Here: the generated gRPC API, the codec of the snapshot stream, and the vocabulary that both
 //! planes must read the same way: names, permissions, paths, patterns, urls, rates, networks.
-//! Not here: decisions, I/O, clocks.
+//! Not here: decisions, I/O.
 //!
 //! In reading order: [`names`], [`permission`], [`path`], [`pattern`], [`url`], [`network`],
-//! [`rate`], [`envelope`], [`codec`].
+//! [`rate`], [`time`], [`envelope`], [`codec`].
 
 pub mod codec;
 pub mod envelope;

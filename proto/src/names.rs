@@ -219,6 +219,25 @@ pub fn quoted(text: &str) -> String {
     out
 }
 
+/// Edits that make one text the other: insert, delete, replace (Levenshtein), one row at a time. For hints on a
+/// name that is not known; whoever asks bounds the lengths, since it costs their product.
+pub fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, own) in one.bytes().enumerate() {
+        let mut left = index + 1;
+        let mut diagonal = index;
+        for (cell, their) in row.iter_mut().skip(1).zip(other.bytes()) {
+            let next = (*cell + 1).min(left + 1).min(diagonal + usize::from(own != their));
+            diagonal = std::mem::replace(cell, next);
+            left = next;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = index + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,6 +251,13 @@ mod tests {
         let long = "a".repeat(64);
         for bad in ["", "-a", "A", "a_b", "a.b", "ä", "a b", &long] {
             assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_distance_of_two_names_is_the_edits_between_them() {
+        for (one, other, expected) in [("kitten", "sitting", 3), ("", "abc", 3), ("abc", "", 3), ("same", "same", 0)] {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
         }
     }
 

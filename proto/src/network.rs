@@ -32,6 +32,9 @@ impl FromIterator<IpNet> for Networks {
     }
 }
 
+/// Fields that a proxy adds to a request: behind one the socket's peer says nothing about who asks.
+pub const FORWARDING_FIELDS: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
+
 /// One network, or an address as a network of one.
 pub fn parse_network(text: &str) -> Result<IpNet, NameError> {
     let network: Result<IpNet, _> = text.parse().or_else(|_| text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical())));

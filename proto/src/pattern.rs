@@ -18,6 +18,9 @@ pub const MAX_SEGMENTS: usize = 32;
 /// Most `*` of a pattern; a bound for the work of one match.
 pub const MAX_WILDCARDS: usize = 8;
 
+/// What furt answers itself on the public listener, by first segment and on every host: no route begins so (DESIGN §4, rule 4).
+pub const RESERVED: [&str; 3] = ["health", "auth", "internal"];
+
 /// One segment of a pattern. The order is the order of specificity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Segment<'a> {
@@ -50,6 +53,12 @@ impl RoutePattern {
                 (literal, _) => Segment::Literal(literal),
             })
         })
+    }
+
+    /// Its first segment, when that is one of [`RESERVED`].
+    pub fn reserved(&self) -> Option<&'static str> {
+        let first = self.segments().next()?;
+        RESERVED.into_iter().find(|reserved| first == Segment::Literal(reserved))
     }
 
     /// Whether it matches a canonical path.

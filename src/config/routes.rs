@@ -1,16 +1,9 @@
 //! `[route "label"]`: the static routes.
 
 use furt_control_plane::config::StaticRoute;
-use furt_proto::{
-    names::NameError,
-    pattern::{RoutePattern, Segment},
-    url::UpstreamUrl,
-};
+use furt_proto::{names::NameError, pattern::RoutePattern, url::UpstreamUrl};
 
 use super::reader::{Reader, boolean, duration, visible};
-
-/// The first segments that furt answers for itself on the public listener.
-const OWN: [&str; 3] = ["health", "auth", "internal"];
 
 /// Reads one static route.
 pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
@@ -49,9 +42,7 @@ pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
 
 fn pattern(text: &str) -> Result<RoutePattern, NameError> {
     let pattern: RoutePattern = text.parse()?;
-    if let Some(Segment::Literal(first)) = pattern.segments().next()
-        && OWN.contains(&first)
-    {
+    if let Some(first) = pattern.reserved() {
         return Err(NameError(format!("expected a path that is not at or under /{first}, which furt answers itself")));
     }
     Ok(pattern)
