@@ -48,19 +48,12 @@ pub fn routes(answer: &v1::ListRoutesResponse) -> Value {
     json!({"routes": list(&answer.routes, route), "version": answer.version})
 }
 
-/// `ExplainResponse`. Its route has the fields that DESIGN §4 lists, as the candidates have; null when none won.
+/// `ExplainResponse`; its route is null when none won.
 pub fn explained(answer: &v1::ExplainResponse) -> Value {
     json!({
         "canonical_path": answer.canonical_path,
         "outcome": answer.outcome.as_ref().map(|outcome| json!({"status": outcome.status, "code": outcome.code})),
-        "route": answer.route.as_ref().map(|route| json!({
-            "service": route.service,
-            "host": route.host,
-            "method": route.method,
-            "pattern": route.path,
-            "permission": route.permission,
-            "static": route.r#static,
-        })),
+        "route": answer.route.as_ref().map(winner),
         "candidates": list(&answer.candidates, candidate),
         "key": answer.key.as_ref().map(|key| json!({"name": key.name, "allowed": key.allowed, "reason": key.reason})),
         "instances": list(&answer.instances, instance_verdict),
@@ -122,6 +115,17 @@ fn route(route: &v1::ServiceRoute) -> Value {
     })
 }
 
+fn winner(route: &v1::explain_response::Winner) -> Value {
+    json!({
+        "service": route.service,
+        "host": route.host,
+        "method": route.method,
+        "pattern": route.pattern,
+        "permission": route.permission,
+        "static": route.r#static,
+    })
+}
+
 fn candidate(candidate: &v1::explain_response::Candidate) -> Value {
     json!({
         "service": candidate.service,
@@ -179,14 +183,16 @@ mod tests {
         check("ExplainResponse.InstanceVerdict", &instance_verdict(&explain::InstanceVerdict::default()));
         let answer = explained(&v1::ExplainResponse {
             outcome: Some(explain::Outcome::default()),
+            route: Some(explain::Winner::default()),
             key: Some(explain::KeyVerdict::default()),
             snapshot: Some(explain::SnapshotId::default()),
             ..v1::ExplainResponse::default()
         });
         check("ExplainResponse.Outcome", &answer["outcome"]);
+        check("ExplainResponse.Winner", &answer["route"]);
         check("ExplainResponse.KeyVerdict", &answer["key"]);
         check("ExplainResponse.SnapshotId", &answer["snapshot"]);
-        assert_eq!(answer["route"], Value::Null);
+        assert_eq!(explained(&v1::ExplainResponse::default())["route"], Value::Null);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use furt_proto::{path::canonical, v1};
 use http::HeaderValue;
-use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, SnapshotId};
+use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, SnapshotId, Winner};
 
 use crate::{
     auth::{self, Denied, Keys, Presented},
@@ -57,12 +57,12 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, an
         Lookup::MethodNotAllowed(_) => return outcome(405, "METHOD_NOT_ALLOWED"),
         Lookup::NotFound => return outcome(404, "NOT_FOUND"),
     };
-    let service = view.service(route.slot);
-    answer.route = Some(service_route(route, service.map(|service| &**service), now));
+    answer.route = Some(winner(route));
+    // They are told whatever the key may do: who asks may be after them alone.
+    answer.instances = view.service(route.slot).map(|service| instances(service, route, now)).unwrap_or_default();
     if let Err(refused) = key(&route.access, view, request, presented, now_unix, answer) {
         return refused;
     }
-    answer.instances = service.map(|service| instances(service, route, now)).unwrap_or_default();
     if answer.instances.iter().any(|instance| instance.eligible) { outcome(0, "FORWARD") } else { outcome(503, "SERVICE_UNAVAILABLE") }
 }
 
@@ -213,20 +213,14 @@ fn permission(route: &Route) -> String {
     }
 }
 
-fn service_route(route: &Route, service: Option<&Service>, now: u64) -> v1::ServiceRoute {
-    let declared = |service: &'_ Service| service.instances.iter().filter(|instance| route.declared_by(instance.number)).cloned().collect();
-    let declared: Vec<_> = service.map(declared).unwrap_or_default();
-    v1::ServiceRoute {
+fn winner(route: &Route) -> Winner {
+    Winner {
         service: route.service.to_string(),
         host: route.host.to_string(),
         method: route.method.to_string(),
-        path: route.pattern.to_string(),
+        pattern: route.pattern.to_string(),
         permission: permission(route),
-        public: route.access == Access::Public,
         r#static: route.is_static,
-        active: declared.iter().any(|instance| balance::tier(instance, route, now).is_ok()),
-        instances: if route.is_static { Vec::new() } else { declared.iter().map(|instance| instance.id.to_string()).collect() },
-        timeout: route.timeout.map(furt_proto::time::format_duration).unwrap_or_default(),
     }
 }
 
@@ -346,10 +340,7 @@ mod tests {
             ]
         );
         let route = answer.route.unwrap();
-        assert_eq!(
-            (&*route.service, &*route.path, route.active, &*route.instances),
-            ("sagjan", "/api/comments/*/reply", true, &["i0".into()][..])
-        );
+        assert_eq!((&*route.service, &*route.pattern, route.r#static), ("sagjan", "/api/comments/*/reply", false));
         let host = ask(&view(), "GET", "/forum", "F.org.:7811", "");
         let told: Vec<_> = host.candidates.iter().map(|one| (&*one.host, &*one.reason)).collect();
         assert_eq!(told, [("f.org", "the best that fits host, method and path"), ("", "/forum is more specific")]);
@@ -371,6 +362,8 @@ mod tests {
             told.map(|one| format!("{} {} {}", one.id, one.eligible, one.reason)).collect::<Vec<_>>()
         };
         assert_eq!(instances("/obr/a", ""), ["i0 false down", "i1 false down, pings have stopped"]);
+        let without_a_key = ask(&view(), "GET", "/obr/a", "", "");
+        assert_eq!((said(&without_a_key), without_a_key.instances.len()), ("401 UNAUTHORIZED".into(), 2));
         assert_eq!(instances("/any", ""), ["i0 true up", "i1 false only when no better instance can serve"]);
         assert_eq!(instances("/forum", "f.org"), ["i0 false did not declare this route", "i1 true not known to be up, but no instance is"]);
     }

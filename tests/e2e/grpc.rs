@@ -90,6 +90,8 @@ fn grpcurl_registers_lists_explains_and_is_refused_in_words() {
     let request = json!({"method": "GET", "path": "/api/comments/a", "key_name": "Reader"});
     let explained = grpcurl.call("furt.v1.RegistryService/Explain", &request);
     assert_eq!((&explained["outcome"]["code"], &explained["canonicalPath"]), (&json!("FORWARD"), &json!("/api/comments/a")));
+    // The names that the JSON answer has (DESIGN §4).
+    assert_eq!((&explained["route"]["service"], &explained["route"]["pattern"]), (&json!("sagjan"), &json!("/api/comments/*")));
     let snapshot = grpcurl.call("furt.v1.SnapshotService/Get", &json!({}));
     assert_eq!(snapshot["snapshot"]["services"][0]["name"], "sagjan");
 
