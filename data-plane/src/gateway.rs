@@ -1,13 +1,7 @@
 //! A request's way through furt, top to bottom (DESIGN §9):
 //! canonical path → match → key → permission → rate → instance → forward → answer.
 
-use std::{
-    borrow::Cow,
-    convert::Infallible,
-    rc::Rc,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use furt_proto::{
@@ -87,6 +81,14 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let origin = cors::allowed_origin(&view.cors_origins, &head.headers).cloned();
     let mut decision = Decision { exchange, request_id, limit: None, origin };
     let answer = handle(&connection, &view, &mut decision, &head, body).await;
+    let may_be_known = match &answer {
+        Ok(answer) => !matches!(answer, Answer::Service(_)),
+        Err(ProxyError::Denied(denied)) => matches!(denied, Denied::Forbidden | Denied::Unusable),
+        Err(_) => true,
+    };
+    if may_be_known && decision.limit.is_none() {
+        recognise(&connection, &view, &mut decision, &head.headers);
+    }
     Ok(finish(&connection, decision, head.version, answer))
 }
 
@@ -119,7 +121,9 @@ async fn handle(
         "" => Cow::Borrowed("/"),
         path => canonical(path).map_err(ProxyError::Path)?,
     };
-    decision.exchange.note_path(&path);
+    if path != head.uri.path() {
+        decision.exchange.note_path(&path);
+    }
     let name = host_name(&host);
 
     if !view.cors_origins.is_empty() && cors::is_preflight(&head.method, &head.headers) && is_known(view, &name, &path) {
@@ -187,7 +191,7 @@ fn reserved(connection: &Connection, view: &View, decision: &mut Decision, head:
     if local == Local::AuthStatus {
         let access = Access::AnyKey;
         let caller = authorize(connection, view, decision, &access, &head.headers)?.ok_or(ProxyError::Denied(Denied::NoKey))?;
-        let body = envelope::success("", decision.request_id.to_str().unwrap_or_default(), auth_status(&caller));
+        let body = envelope::success("", decision.request_id.to_str().unwrap_or_default(), auth_status(caller));
         return Ok(Some(Answer::Own { status: StatusCode::OK, headers: respond::json_headers(), body: body.into() }));
     }
     let (status, body) = match local {
@@ -206,31 +210,19 @@ fn auth_status(caller: &Caller) -> serde_json::Value {
 }
 
 /// Key, permission and rate. `None`: a public route without a valid key.
-fn authorize(
+fn authorize<'v>(
     connection: &Connection,
-    view: &View,
+    view: &'v View,
     decision: &mut Decision,
     access: &Access,
     fields: &HeaderMap,
-) -> Result<Option<Arc<Caller>>, ProxyError> {
+) -> Result<Option<&'v Caller>, ProxyError> {
     let worker = &connection.worker;
     let now = decision.exchange.started();
     let client = decision.exchange.client();
     let presented = fields.get(X_API_KEY).map_or(Presented::Nothing, |key| Presented::Secret(key.as_bytes()));
     let admitted = auth::admit(access, &view.keys, presented, Some(client), worker.coarse.unix_ms(now).div_euclid(1000));
-    let caller = match admitted {
-        Ok(caller) => caller,
-        Err(denied) => {
-            // A caller that is known sees its limit on this answer too.
-            if let (Denied::Forbidden, Presented::Secret(secret)) = (&denied, presented)
-                && let Some(caller) = view.keys.identify(secret)
-            {
-                decision.exchange.note_caller(&caller.name);
-                decision.limit = caller.limiter.as_ref().map(|limiter| (limiter.rate().count(), limiter.peek(now)));
-            }
-            return Err(ProxyError::Denied(denied));
-        }
-    };
+    let caller = admitted.map_err(ProxyError::Denied)?;
     if let Some(limits) = &worker.shared.address_limits
         && let Some(verdict) = limits.check(client, now).filter(|verdict| !verdict.allowed)
     {
@@ -245,7 +237,20 @@ fn authorize(
             return Err(ProxyError::RateLimited(verdict.retry_after));
         }
     }
-    Ok(Some(caller.clone()))
+    Ok(Some(caller))
+}
+
+/// A caller is told its limit on what furt answers itself too, also where no key was asked for; that counts as no request.
+fn recognise(connection: &Connection, view: &View, decision: &mut Decision, fields: &HeaderMap) {
+    let mut keys = fields.get_all(X_API_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else { return };
+    let now = decision.exchange.started();
+    let seconds = connection.worker.coarse.unix_ms(now).div_euclid(1000);
+    let admitted = auth::admit(&Access::AnyKey, &view.keys, Presented::Secret(key.as_bytes()), Some(decision.exchange.client()), seconds);
+    if let Ok(Some(caller)) = admitted {
+        decision.exchange.note_caller(&caller.name);
+        decision.limit = caller.limiter.as_ref().map(|limiter| (limiter.rate().count(), limiter.peek(now)));
+    }
 }
 
 /// Makes the answer one of furt's: its headers, its counts, its end.
@@ -255,6 +260,15 @@ fn finish(connection: &Rc<Connection>, decision: Decision, version: Version, ans
     let now = worker.coarse.now();
     let total = now.saturating_sub(exchange.started());
     let preflight = matches!(answer, Ok(Answer::Preflight { .. }));
+    let own = |mut exchange: Box<Exchange>, request_id, (status, mut headers, body), reason| {
+        headers::finish_answer(&mut headers, request_id, worker.coarse.exact().saturating_sub(exchange.started()), None);
+        exchange.answered(status, reason, None);
+        connection.watch.enter(Phase::Answer, now);
+        let mut response = Response::new(AnswerBody::own(body, exchange));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    };
     let mut response = match answer {
         Ok(Answer::Service(Answered { mut response, lease, upstream_ns })) => {
             let headers = response.headers_mut();
@@ -267,24 +281,11 @@ fn finish(connection: &Rc<Connection>, decision: Decision, version: Version, ans
             exchange.answered(response.status(), "", Some(Duration::from_nanos(upstream_ns)));
             response.map(|body| AnswerBody::service(body, lease, exchange))
         }
-        own => {
-            let (status, mut headers, body) = match own {
-                Err(error) => {
-                    exchange.answered(error.status(), error.reason(), None);
-                    error.answer(request_id.to_str().unwrap_or_default())
-                }
-                Ok(Answer::Own { status, headers, body }) => (status, headers, body),
-                Ok(Answer::Preflight { headers }) => (StatusCode::NO_CONTENT, headers, Bytes::new()),
-                // The arm above has taken it.
-                Ok(Answer::Service(_)) => (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), Bytes::new()),
-            };
-            headers::finish_answer(&mut headers, request_id, worker.coarse.exact().saturating_sub(exchange.started()), None);
-            exchange.answered(status, exchange.reason(), None);
-            connection.watch.enter(Phase::Answer, now);
-            let mut response = Response::new(AnswerBody::own(body, exchange));
-            *response.status_mut() = status;
-            *response.headers_mut() = headers;
-            response
+        Ok(Answer::Own { status, headers, body }) => own(exchange, request_id, (status, headers, body), ""),
+        Ok(Answer::Preflight { headers }) => own(exchange, request_id, (StatusCode::NO_CONTENT, headers, Bytes::new()), ""),
+        Err(error) => {
+            let told = error.answer(request_id.to_str().unwrap_or_default());
+            own(exchange, request_id, told, error.reason())
         }
     };
     let headers = response.headers_mut();

@@ -133,6 +133,17 @@ fn a_rate_is_exact_for_the_process_and_told_on_every_answer() {
     let denied = furt.send(&Request::post("/api/comments/a", "").key(key));
     denied.refused(403, "FORBIDDEN");
     assert_eq!(denied.field("x-ratelimit-limit"), Some("5"), "on every answer: {denied:?}");
+    // Nor where no key is asked for.
+    for (request, status) in [
+        (Request::get("/nothing/here"), 404),
+        (Request::get("/api//comments"), 400),
+        (Request::new("PATCH", "/api/comments/a"), 405),
+        (Request::get("/health"), 200),
+    ] {
+        let answer = furt.send(&request.clone().key(key));
+        assert_eq!((answer.status, answer.field("x-ratelimit-remaining")), (status, Some("0")), "{answer:?}");
+        assert_eq!(furt.send(&request.key("unknown")).field("x-ratelimit-limit"), None);
+    }
     // Another key is not held up, and one without a limit hears nothing of it.
     let other = furt.send(&Request::get("/api/comments/a").key(READER_KEY));
     assert_eq!((other.status, other.field("x-ratelimit-limit")), (200, None));
