@@ -360,7 +360,9 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 fn warn_of_open_grants(grants: &[(u32, Grant)], gateway: &server::Gateway, report: &mut Report) {
-    let Some(network) = gateway.allow_registration_from.iter().find(|network| !loopback(network)) else { return };
+    let outside = gateway.allow_registration_from.iter().find(|network| !loopback(network));
+    // Without the internal listener nobody registers.
+    let Some(network) = outside.filter(|_| gateway.enabled) else { return };
     for (line, grant) in grants.iter().filter(|(_, grant)| grant.from.is_none() && grant.tokens.is_empty()) {
         let who = grant.service.as_ref().map_or("any service", |name| name.as_str());
         report.warn(*line, "[service]", format!("anyone in {network} may register {who}; set from or token_sha256"));

@@ -84,7 +84,7 @@ const GATEWAY: Kind = Kind {
         key("max_consecutive_failures", "3", "misses in a row until DOWN"),
         key("stop_ping_after_failures", "10", "misses in a row until the probes stop"),
         key("forget_parked_after", "86400", "seconds; 0 = never; never a service's last instance"),
-        key("allow_registration_from", "127.0.0.1, ::1", "peers that may talk to the internal listener"),
+        key("allow_registration_from", "127.0.0.1, 10.0.0.0/8", "peers that may talk to the internal listener"),
         key("registration_rate", "60/min", "for each peer address and service name"),
         key("store", "embedded", "where registrations are kept"),
         key("upstream_timeout", "30", "seconds to the head of the answer; a route may set its own"),

@@ -144,6 +144,7 @@ fn an_empty_file_is_every_default() {
     assert_eq!(probing.forget_parked_after, Some(Duration::from_secs(86_400)));
     assert_eq!(config.state_dir, Path::new("./furt-state"));
     assert_eq!(config.control.registration_rate.to_string(), "60/min");
+    assert_eq!(config.control.allow_registration_from.to_string(), "127.0.0.1/32, 10.0.0.0/8");
 }
 
 #[test]
