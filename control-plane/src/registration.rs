@@ -233,7 +233,7 @@ impl Faults {
 
     fn required<T: FromStr<Err = NameError>>(&mut self, field: &str, text: &str) -> Option<T> {
         if text.is_empty() {
-            self.add(field, format!("{field} is missing"));
+            self.add(field, "is missing");
             return None;
         }
         self.parsed(field, text)
@@ -276,7 +276,7 @@ impl Faults {
         let field = |name: &str| format!("routes[{index}].{name}");
         let named = |faults: &mut Self, name: &str, text: &str| {
             if text.is_empty() {
-                faults.add(field(name), format!("{name} is missing"));
+                faults.add(field(name), "is missing");
             }
             !text.is_empty()
         };
@@ -301,17 +301,17 @@ fn health_endpoint(text: &str) -> Result<String, NameError> {
     if text.is_empty() {
         return Ok(DEFAULT_HEALTH_ENDPOINT.to_owned());
     }
-    let refuse = |why: &str| Err(NameError(format!("health_endpoint: {why}, got {}", quoted(text))));
+    let refuse = |why: &str| Err(NameError(format!("{why}, got {}", quoted(text))));
     if text.len() > MAX_HEALTH_ENDPOINT {
-        return refuse("up to 1024 bytes");
+        return refuse("a health endpoint may have up to 1024 bytes");
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
-        return refuse("visible ASCII without \"#\"");
+        return refuse("a health endpoint must be visible ASCII without \"#\"");
     }
     let path = text.split_once('?').map_or(text, |(path, _)| path);
     match canonical(path) {
         Ok(canonical) if canonical == path => Ok(text.to_owned()),
-        Ok(canonical) => refuse(&format!("not in canonical form, which is {canonical}")),
+        Ok(canonical) => refuse(&format!("a health endpoint must be in canonical form, which is {canonical}")),
         Err(fault) => refuse(&fault.to_string()),
     }
 }

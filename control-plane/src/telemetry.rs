@@ -230,7 +230,9 @@ fn warn_refused(what: &str, service: &str, peer: Option<IpAddr>, refusal: &Refus
     let reason = refusal.message();
     let reason = reason.lines().next().unwrap_or_default();
     let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
-    warn!(service = %quoted(service), peer, code = %refusal.code(), faults = refusal.faults.len(), reason, "{what} refused");
+    // Like in every other line, unless it is no name: then it could hold anything.
+    let service = service.parse().map_or_else(|_| quoted(service), |name: ServiceName| name.to_string());
+    warn!(%service, peer, code = %refusal.code(), faults = refusal.faults.len(), reason, "{what} refused");
 }
 
 /// What was registered, for the log line.
