@@ -19,6 +19,8 @@ use crate::listener::Edge;
 
 /// What a data plane says at once: where it stands, and the instances it could not reach.
 const MAX_WATCH_REQUEST: usize = 4 << 20;
+/// What is asked about the API and its health: a name.
+const MAX_QUESTION: usize = 4 << 10;
 
 /// Every service of the internal listener, and the switch of its health.
 ///
@@ -31,9 +33,16 @@ pub fn router(edge: Arc<Edge>) -> Result<(Router, tonic_health::server::HealthRe
             // So that grpcurl shows the details of a refusal in words.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let v1 = reflection().register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET).build_v1()?;
-    let v1alpha = reflection().register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET).build_v1alpha()?;
+    let v1 = reflection()
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .build_v1()?
+        .max_decoding_message_size(MAX_QUESTION);
+    let v1alpha = reflection()
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?
+        .max_decoding_message_size(MAX_QUESTION);
     let (reporter, health) = tonic_health::server::health_reporter();
+    let health = health.max_decoding_message_size(MAX_QUESTION);
 
     let snapshots = SnapshotServiceServer::new(edge.registry.snapshots()).max_decoding_message_size(MAX_WATCH_REQUEST);
     // The service takes a request without a peer for one of this process, so what comes over a socket always has one.

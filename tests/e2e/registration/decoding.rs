@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     client::{Answer, Client, Request},
     upstream::Upstream,
-    world::{Conf, World, registration},
+    world::{Conf, World, eventually, grpc_registration, registration},
 };
 
 const PATH: &str = "/internal/register-service";
@@ -177,4 +177,25 @@ fn grpc_that_does_not_decode_is_refused() {
         .or_else(|| answer.trailers.as_ref().and_then(|trailers| trailers.get("grpc-status")?.to_str().ok().map(str::to_owned)));
     assert!(status.as_deref().is_some_and(|status| status != "0"), "{answer:?}");
     assert_eq!(furt.registry(), before);
+}
+
+#[test]
+fn all_bodies_under_way_have_one_bound_whatever_they_are_written_in() {
+    let furt = world();
+    let upstream = Upstream::start("any");
+    // 32 MiB may be read at once. Each of these lacks its last byte.
+    let body = vec![b' '; (1 << 20) - 1];
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", furt.internal, body.len() + 1);
+    let mut waiting: Vec<Client> = (0..32).map(|_| Client::new(furt.internal)).collect();
+    for client in &mut waiting {
+        client.write([head.as_bytes(), &body].concat()).expect("sent");
+    }
+    let register = || {
+        furt.grpc(async |mut client| {
+            client.register(grpc_registration("sagjan", &upstream.url(), &["GET /x a:b"])).await.map_err(|status| status.code())
+        })
+    };
+    eventually("gRPC has no room either", || (register().err() == Some(tonic::Code::Unavailable)).then_some(()));
+    drop(waiting);
+    eventually("there is room again", || register().ok());
 }
