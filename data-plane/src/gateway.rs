@@ -271,6 +271,8 @@ fn finish(connection: &Rc<Connection>, decision: Decision, version: Version, ans
     };
     let mut response = match answer {
         Ok(Answer::Service(Answered { mut response, lease, upstream_ns })) => {
+            // The version is that of one connection (RFC 9110 §2.5): a service's HTTP/1.0 is no reason to close the caller's.
+            *response.version_mut() = Version::HTTP_11;
             let headers = response.headers_mut();
             headers.reserve(8 + worker.shared.config.add_headers.len());
             for (name, value) in &worker.shared.config.add_headers {

@@ -191,3 +191,16 @@ fn the_service_has_its_time_from_the_end_of_a_long_upload_on() {
     client.write("0\r\n\r\n").expect("sent");
     assert_eq!(client.read("POST").expect("an answer").status, 200);
 }
+
+#[test]
+fn a_service_that_speaks_http_1_0_does_not_close_the_caller_s_connection() {
+    let upstream = Upstream::with(|_| Reply::Bytes(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold".to_vec()));
+    let furt = world(Conf::new(), &upstream.url());
+    let mut client = Client::new(furt.public);
+    for _ in 0..3 {
+        client.write(Request::get("/t").key(WEBSITE_KEY).to_bytes(furt.public)).expect("sent");
+        let head = client.head().expect("an answer on the same connection");
+        assert!(head.line.starts_with("HTTP/1.1 200"), "{}", head.line);
+        assert_eq!(client.exactly(3).expect("its body"), b"old");
+    }
+}
