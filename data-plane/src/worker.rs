@@ -396,33 +396,38 @@ impl Connection {
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream) {
-        let Some(first) = self.first_bytes(&stream).await else { return };
+        let Some(first) = Box::pin(self.first_bytes(&stream)).await else { return };
         let http1 = !first.starts_with(PREFACE);
         let io = TokioIo::new(ClientIo::new(stream, first, self.watch.clone(), self.worker.coarse.clone(), http1));
-        let connection = self.clone();
-        let service = service_fn(move |request| gateway::serve(connection.clone(), request));
+        // The larger and rarer of the two is boxed, so that the other does not pay for it.
+        if http1 { self.serve_http1(io).await } else { Box::pin(self.serve_http2(io)).await }
+    }
+
+    async fn serve_http1(self: Rc<Self>, io: TokioIo<ClientIo>) {
+        let service = service_fn(move |request| gateway::serve(self.clone(), request));
+        let server = conn::http1::Builder::new()
+            .auto_date_header(false)
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
+            // Not pipeline_flush: answers held back for the next request are lost when that one does not parse.
+            .max_headers(MAX_FIELDS)
+            .writev(false)
+            .serve_connection(io, service);
         // How a client's connection ended is the client's business; what it asked was logged.
-        if http1 {
-            let server = conn::http1::Builder::new()
-                .auto_date_header(false)
-                .header_read_timeout(None)
-                .max_buf_size(MAX_HEAD)
-                // Not pipeline_flush: answers held back for the next request are lost when that one does not parse.
-                .max_headers(MAX_FIELDS)
-                .writev(false)
-                .serve_connection(io, service);
-            drop(server.await);
-        } else {
-            self.watch.enter(Phase::Idle, self.worker.coarse.now());
-            let server = conn::http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .auto_date_header(false)
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_header_list_size(MAX_HEAD as u32)
-                .keep_alive_interval(Some(CLIENT_IDLE))
-                .serve_connection(io, service);
-            drop(server.await);
-        }
+        drop(server.await);
+    }
+
+    async fn serve_http2(self: Rc<Self>, io: TokioIo<ClientIo>) {
+        self.watch.enter(Phase::Idle, self.worker.coarse.now());
+        let service = service_fn(move |request| gateway::serve(self.clone(), request));
+        let server = conn::http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer::new())
+            .auto_date_header(false)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEAD as u32)
+            .keep_alive_interval(Some(CLIENT_IDLE))
+            .serve_connection(io, service);
+        drop(server.await);
     }
 
     /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1. `None`: it closed or was
