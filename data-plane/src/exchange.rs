@@ -103,11 +103,6 @@ impl Exchange {
         }
     }
 
-    /// Why furt answers itself; empty: it does not, or all is well.
-    pub fn reason(&self) -> &'static str {
-        self.reason
-    }
-
     /// The head of the answer: its status, and how long the service took, when it was asked.
     pub fn answered(&mut self, status: StatusCode, reason: &'static str, upstream: Option<Duration>) {
         self.status = status;

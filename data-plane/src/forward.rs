@@ -1,7 +1,7 @@
 //! A request that may go to its service: the instance, the connection, and another one while nothing
 //! of the request can have been acted on (DESIGN §9, Instances).
 
-use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{pin::pin, rc::Rc, time::Duration};
 
 use http::{
     HeaderValue, Method, Request, Response, Uri,
@@ -43,7 +43,7 @@ pub struct Forward<'a> {
     /// Whose instances are asked.
     pub service: &'a Service,
     /// Whose key it carries; `None`: a public route without a valid key.
-    pub caller: Option<Arc<Caller>>,
+    pub caller: Option<&'a Caller>,
     /// Its id.
     pub request_id: &'a HeaderValue,
     /// Its head, as the client sent it.
@@ -194,7 +194,7 @@ impl Forward<'_> {
     fn request(&self, body: Option<Box<Upload>>) -> Request<RequestBody> {
         let with = Forwarding {
             route: self.route,
-            caller: self.caller.as_ref().map(|caller| &caller.name_header),
+            caller: self.caller.map(|caller| &caller.name_header),
             request_id: self.request_id,
             host: self.host,
             peer: &self.connection.peer_value,
