@@ -52,6 +52,9 @@ const TICK: Duration = Duration::from_millis(50);
 const LOOK_EVERY: u32 = 4;
 /// How long a connection may be idle between two requests.
 const CLIENT_IDLE: Duration = Duration::from_secs(75);
+/// Between two of the kernel's questions to a client that has been silent for `CLIENT_IDLE`; nine unanswered ones end
+/// its connection (tcp(7), tcp_keepalive_probes).
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// In-flight requests have this long to finish when furt stops (DESIGN §13).
 const DRAIN: Duration = Duration::from_secs(30);
 /// Most of a request's head, in bytes.
@@ -179,6 +182,8 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
     }
     // Accepted sockets inherit it: one system call less for each.
     socket.set_tcp_nodelay(true)?;
+    // An event stream may be silent for ever, and so may a client that is not there any more.
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(CLIENT_IDLE).with_interval(KEEPALIVE_INTERVAL))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -471,5 +476,21 @@ pub fn tell_internal(shared: &Shared, path: &str) {
             Some(internal) => info!(path, %internal, "/internal/ is not served on the public listener; it lives on the internal one"),
             None => info!(path, "/internal/ is not served on the public listener, and [gateway] enabled = false"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accepted_client_is_asked_for_signs_of_life() {
+        let listener = socket(([127, 0, 0, 1], 0).into(), true).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = socket2::SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
+        assert_eq!((accepted.tcp_keepalive_time().unwrap(), accepted.tcp_keepalive_interval().unwrap()), (CLIENT_IDLE, KEEPALIVE_INTERVAL));
     }
 }
