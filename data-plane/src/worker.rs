@@ -154,23 +154,33 @@ impl DataPlane {
     /// given 30 s.
     ///
     /// # Errors
-    /// When a worker's thread cannot be started.
+    /// When a worker's thread cannot be started, or a worker ends before it is told to.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let log = if self.shared.config.log_requests { Some(access_log::start(self.shared.config.log_json)?) } else { None };
+        let (stop, ended) = (shutdown.child_token(), CancellationToken::new());
         let mut threads = Vec::new();
         for (number, listener) in self.listeners.into_iter().enumerate() {
-            let (shared, log, shutdown) = (self.shared.clone(), log.clone(), shutdown.clone());
-            let name = format!("furt-worker-{number}");
-            threads.push(thread::Builder::new().name(name).spawn(move || run(shared, number, listener, log, shutdown))?);
+            let (shared, log, stop, ended) = (self.shared.clone(), log.clone(), stop.clone(), ended.clone());
+            let worker = move || {
+                let _ended = ended.drop_guard();
+                run(shared, number, listener, log, stop);
+            };
+            threads.push(thread::Builder::new().name(format!("furt-worker-{number}")).spawn(worker)?);
         }
         drop(log);
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = ended.cancelled() => {}
+        }
+        // With one of them gone the others go too: half a gateway is none.
+        let by_fault = !shutdown.is_cancelled();
         self.shared.draining.store(true, Ordering::Relaxed);
+        stop.cancel();
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count());
         if joined.await.unwrap_or(0) > 0 {
             error!("a worker ended by a panic");
         }
-        Ok(())
+        if by_fault { Err(io::Error::other("a worker ended by a fault of its own")) } else { Ok(()) }
     }
 }
 
@@ -283,10 +293,12 @@ impl Worker {
     }
 
     async fn serve(self: Rc<Self>, listener: TcpListener, shutdown: CancellationToken) {
-        tokio::task::spawn_local(self.clone().look_over());
+        let mut look_over = tokio::task::spawn_local(self.clone().look_over());
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
+                // Without it no limit on time would hold any more.
+                _ = &mut look_over => return error!(number = self.number, "a worker's look-over ended"),
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -482,6 +494,7 @@ pub fn tell_internal(shared: &Shared, path: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HealthDetail;
 
     #[test]
     fn an_accepted_client_is_asked_for_signs_of_life() {
@@ -492,5 +505,34 @@ mod tests {
         let accepted = socket2::SockRef::from(&accepted);
         assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
         assert_eq!((accepted.tcp_keepalive_time().unwrap(), accepted.tcp_keepalive_interval().unwrap()), (CLIENT_IDLE, KEEPALIVE_INTERVAL));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_by_a_fault_takes_the_data_plane_with_it() {
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            workers: 2,
+            client_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(30),
+            max_body_size: None,
+            max_connections: 10,
+            trusted_proxies: Default::default(),
+            ip_rate_limit: None,
+            add_headers: Vec::new(),
+            upstream_timeout: Duration::from_secs(30),
+            health_detail: HealthDetail::Auto,
+            allow_registration_from: Default::default(),
+            log_requests: false,
+            log_json: false,
+            internal: None,
+        };
+        let bind = || DataPlane::bind(config.clone(), Current::new(View::empty(2)), Suspicions::default()).unwrap();
+        let told_to = CancellationToken::new();
+        told_to.cancel();
+        assert!(bind().run(told_to).await.is_ok());
+        let broken = bind();
+        // Tokio takes no blocking socket.
+        broken.listeners[1].set_nonblocking(false).unwrap();
+        assert!(broken.run(CancellationToken::new()).await.is_err());
     }
 }
