@@ -3,7 +3,7 @@
 //! Here: the steps of the gateway in its order, and the words for each. Not here: any decision of
 //! its own.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use furt_proto::{path::canonical, v1};
 use http::HeaderValue;
@@ -14,6 +14,7 @@ use crate::{
     balance::{self, Tier},
     framing::host_name,
     local::{Local, local},
+    respond::ProxyError,
     table::{Access, Lookup, Route},
     view::{Service, View},
 };
@@ -36,10 +37,18 @@ fn outcome(status: u32, code: &str) -> Outcome {
     Outcome { status, code: code.into() }
 }
 
+/// What the gateway would answer, by its own table.
+fn refused(error: &ProxyError) -> Outcome {
+    outcome(error.status().as_u16().into(), error.code())
+}
+
 /// The steps of a request, in the gateway's order; what each says goes into `answer`.
 fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, answer: &mut v1::ExplainResponse) -> Outcome {
     let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
-    let Ok(path) = canonical(path) else { return outcome(400, "MALFORMED_REQUEST") };
+    let path = match canonical(path) {
+        Ok(path) => path,
+        Err(fault) => return refused(&ProxyError::Path(fault)),
+    };
     answer.canonical_path = path.to_string();
     let presented = if request.key_name.is_empty() { Presented::Nothing } else { Presented::Named(&request.key_name) };
     if let Some(local) = local(&path) {
@@ -53,17 +62,20 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, an
     let route = match found {
         Lookup::Found(route) => route,
         // Before the first snapshot nothing can be said of any path.
-        _ if !view.is_ready() => return outcome(503, "SERVICE_UNAVAILABLE"),
-        Lookup::MethodNotAllowed(_) => return outcome(405, "METHOD_NOT_ALLOWED"),
-        Lookup::NotFound => return outcome(404, "NOT_FOUND"),
+        _ if !view.is_ready() => return refused(&ProxyError::Unavailable(Duration::ZERO)),
+        Lookup::MethodNotAllowed(methods) => return refused(&ProxyError::MethodNotAllowed(methods.join(", "))),
+        Lookup::NotFound => return refused(&ProxyError::NotFound),
     };
     answer.route = Some(winner(route));
     // They are told whatever the key may do: who asks may be after them alone.
     answer.instances = view.service(route.slot).map(|service| instances(service, route, now)).unwrap_or_default();
-    if let Err(refused) = key(&route.access, view, request, presented, now_unix, answer) {
-        return refused;
+    if let Err(denied) = key(&route.access, view, request, presented, now_unix, answer) {
+        return refused(&ProxyError::Denied(denied));
     }
-    if answer.instances.iter().any(|instance| instance.eligible) { outcome(0, "FORWARD") } else { outcome(503, "SERVICE_UNAVAILABLE") }
+    match answer.instances.iter().any(|instance| instance.eligible) {
+        true => outcome(0, "FORWARD"),
+        false => refused(&ProxyError::Unavailable(Duration::ZERO)),
+    }
 }
 
 /// What furt answers itself.
@@ -76,17 +88,18 @@ fn own(
     answer: &mut v1::ExplainResponse,
 ) -> Outcome {
     match local {
-        Local::Internal | Local::Reserved => outcome(404, "NOT_FOUND"),
-        _ if !matches!(&*request.method, "GET" | "HEAD") => outcome(405, "METHOD_NOT_ALLOWED"),
+        Local::Internal | Local::Reserved => refused(&ProxyError::NotFound),
+        _ if !matches!(&*request.method, "GET" | "HEAD") => refused(&ProxyError::MethodNotAllowed("GET, HEAD".into())),
         Local::Ready if !view.is_ready() => outcome(503, "LOCAL"),
         Local::Health | Local::Live | Local::Ready => outcome(200, "LOCAL"),
-        Local::AuthStatus => {
-            key(&Access::AnyKey, view, request, presented, now_unix, answer).err().unwrap_or_else(|| outcome(200, "LOCAL"))
-        }
+        Local::AuthStatus => match key(&Access::AnyKey, view, request, presented, now_unix, answer) {
+            Ok(()) => outcome(200, "LOCAL"),
+            Err(denied) => refused(&ProxyError::Denied(denied)),
+        },
     }
 }
 
-/// The verdict on the key, or the answer it leads to.
+/// The verdict on the key.
 fn key(
     access: &Access,
     view: &View,
@@ -94,7 +107,7 @@ fn key(
     presented: Presented<'_>,
     now_unix: i64,
     answer: &mut v1::ExplainResponse,
-) -> Result<(), Outcome> {
+) -> Result<(), Denied> {
     let verdict = auth::admit(access, &view.keys, presented, welcome_address(&view.keys, &request.key_name), now_unix);
     let networks = view.keys.by_name(&request.key_name).map(|caller| caller.allowed_ips.to_string()).filter(|text| !text.is_empty());
     let from = networks.map(|networks| format!(", from {networks} only")).unwrap_or_default();
@@ -114,12 +127,7 @@ fn key(
         (Err(Denied::Unusable), _) => "the key is not understood".into(),
     };
     answer.key = Some(KeyVerdict { name: request.key_name.clone(), allowed: verdict.is_ok(), reason });
-    verdict.map(drop).map_err(|denied| match denied {
-        Denied::NoKey | Denied::UnknownKey | Denied::Expired => outcome(401, "UNAUTHORIZED"),
-        Denied::IpNotAllowed => outcome(403, "IP_NOT_ALLOWED"),
-        Denied::Forbidden => outcome(403, "FORBIDDEN"),
-        Denied::Unusable => outcome(503, "SERVICE_UNAVAILABLE"),
-    })
+    verdict.map(drop)
 }
 
 /// An address that the key may be used from.
