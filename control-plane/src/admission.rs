@@ -14,6 +14,7 @@ use crate::{
     claims::{Claim, Claims, method_covers, methods_meet},
     config::{Config, Grant},
     identity::{Peer, not_registrar},
+    machine::Machine,
     refusal::{Code, Fault},
     registration::{Draft, Protocol, RouteKey},
 };
@@ -32,14 +33,6 @@ pub struct Admission {
 
 /// What a name stood for when it was looked up: its addresses, or why there are none.
 pub type Resolved = Result<Vec<IpAddr>, String>;
-
-/// What furt listens on, and which addresses are this machine's.
-pub trait Machine {
-    /// Whether furt has a listener on this port.
-    fn listens_on(&self, port: u16) -> bool;
-    /// Whether the address is one of this machine's own.
-    fn owns(&self, address: IpAddr) -> bool;
-}
 
 /// What admission asks about the services that are registered.
 pub trait Held {

@@ -1,9 +1,10 @@
 //! Decides what is routable: registrations, health, publication.
 //!
-//! In reading order: [`config`]; the pure parts [`health`], [`registration`], [`refusal`],
-//! [`services`], [`admission`]; what carries them out: [`registry`], [`resolve`], [`monitor`],
-//! [`snapshots`]; the edges: [`identity`], [`guard`], [`listener`], [`body`], [`json`], [`answers`], [`http`], [`grpc`];
-//! and [`telemetry`].
+//! In reading order: [`config`]; the pure parts: [`health`] and [`uptime`] of one instance, [`registration`] and
+//! [`refusal`], the [`records`] and the [`services`] that hold them, who may what in [`claims`], [`limits`] and
+//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], [`machine`],
+//! [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`], [`identity`],
+//! [`http`] with [`body`], [`json`] and [`answers`], [`grpc`]; and [`telemetry`].
 
 pub mod admission;
 pub mod answers;
@@ -18,6 +19,7 @@ pub mod identity;
 pub mod json;
 pub mod limits;
 pub mod listener;
+pub mod machine;
 pub mod monitor;
 pub mod probe;
 pub mod publication;

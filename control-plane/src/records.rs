@@ -18,7 +18,7 @@ use furt_proto::{
 use tokio::time::Instant;
 
 use crate::{
-    health::{Health, Policy, State},
+    health::{self, Effect, Health, Outcome, Policy, State},
     publication::{Encoded, Part},
     registration::{Registration, Route, RouteKey},
     services::{Admitted, Moment},
@@ -147,7 +147,33 @@ impl Instance {
         }
     }
 
-    pub(crate) fn note_transition(&mut self, from: State, to: State, at: Moment, cause: &str) -> Transition {
+    /// One step of the machine, with its effects on the probes, the uptime and the history. `from` is what intervals
+    /// run from.
+    pub(crate) fn step(&mut self, policy: &Policy, outcome: Outcome, at: Moment, from: Instant, cause: &str) -> Option<Transition> {
+        self.uptime.advance(at.now, self.health.state);
+        let was = self.health;
+        let (next, effects) = health::step(policy, was, outcome, from);
+        self.health = next;
+        for effect in effects {
+            match effect {
+                Effect::ProbeAt(due) => self.due = Some(due.max(at.now)),
+                Effect::ExtraAt(due) => self.extra_due = Some(due.max(at.now)),
+                Effect::Park => (self.due, self.parked_at) = (None, Some(at.now)),
+                // Whether it serves is published as its state.
+                Effect::Restore | Effect::Withdraw => {}
+            }
+        }
+        if next.suspicion.is_none() {
+            self.extra_due = None;
+        }
+        if !next.state.is_parked() {
+            self.parked_at = None;
+        }
+        let changed = was.state.name() != next.state.name() || was.state.is_parked() != next.state.is_parked();
+        changed.then(|| self.note_transition(was.state, next.state, at, cause))
+    }
+
+    fn note_transition(&mut self, from: State, to: State, at: Moment, cause: &str) -> Transition {
         let transition = Transition { unix_ms: at.unix_ms, from, to, cause: cause.into() };
         if self.history.len() == HISTORY {
             self.history.pop_front();

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
 use crate::{
-    admission::{Admission, Machine, Resolved},
+    admission::{Admission, Resolved},
     config::Config,
     identity::{Action, Peer, authorize},
     limits::Limits,
+    machine::ThisMachine,
     published,
     refusal::{Code, Fault, Refusal},
     registration::{Draft, Registration},
@@ -351,7 +352,7 @@ impl Registry {
     }
 
     fn machine(&self) -> ThisMachine<'_> {
-        ThisMachine(&self.shared.config)
+        ThisMachine::of(&self.shared.config)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -544,19 +545,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock panics; were it to, the records would still be whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The sockets of this machine.
-struct ThisMachine<'a>(&'a Config);
-
-impl Machine for ThisMachine<'_> {
-    fn listens_on(&self, port: u16) -> bool {
-        port != 0 && (self.0.listen.port() == port || self.0.public.is_some_and(|public| public.port() == port))
-    }
-    fn owns(&self, address: IpAddr) -> bool {
-        // One can bind to none but one's own.
-        UdpSocket::bind((address, 0)).is_ok()
     }
 }
 

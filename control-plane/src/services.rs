@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     admission::Held,
     claims::Claims,
-    health::{self, Effect, Health, Outcome, Policy, State},
+    health::{Health, Outcome, Policy, State},
     publication::Publication,
     records::{Change, Instance, LastPing, Merged, Service, Transition},
     refusal::{Code, Refusal},
@@ -571,34 +571,6 @@ impl Held for Services {
     }
     fn is_awake(&self, service: &ServiceName, instance: &str) -> bool {
         self.instance(service, instance).is_some_and(|instance| !instance.health.state.is_parked())
-    }
-}
-
-impl Instance {
-    /// One step of the machine, with its effects on the probes, the uptime and the history. `from` is what intervals
-    /// run from.
-    fn step(&mut self, policy: &Policy, outcome: Outcome, at: Moment, from: Instant, cause: &str) -> Option<Transition> {
-        self.uptime.advance(at.now, self.health.state);
-        let was = self.health;
-        let (next, effects) = health::step(policy, was, outcome, from);
-        self.health = next;
-        for effect in effects {
-            match effect {
-                Effect::ProbeAt(due) => self.due = Some(due.max(at.now)),
-                Effect::ExtraAt(due) => self.extra_due = Some(due.max(at.now)),
-                Effect::Park => (self.due, self.parked_at) = (None, Some(at.now)),
-                // Whether it serves is published as its state.
-                Effect::Restore | Effect::Withdraw => {}
-            }
-        }
-        if next.suspicion.is_none() {
-            self.extra_due = None;
-        }
-        if !next.state.is_parked() {
-            self.parked_at = None;
-        }
-        let changed = was.state.name() != next.state.name() || was.state.is_parked() != next.state.is_parked();
-        changed.then(|| self.note_transition(was.state, next.state, at, cause))
     }
 }
 

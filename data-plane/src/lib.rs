@@ -1,8 +1,9 @@
 //! Routes: matching, authorisation and proxying over the snapshot it was given.
 //!
-//! In reading order, the request's way: [`worker`], [`gateway`], [`table`], [`auth`], [`balance`],
-//! [`upstream`], [`headers`], [`respond`]; what it works on: [`view`], [`map`], [`subscribe`];
-//! what is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]; and [`config`].
+//! In reading order, the request's way: [`worker`] with [`client_io`], [`clock`] and [`deadline`]; [`gateway`] with
+//! [`framing`], [`local`] and [`cors`]; [`table`], [`auth`], [`address_limit`]; [`forward`] with [`balance`],
+//! [`upstream`], [`headers`] and [`body`]; [`respond`], [`exchange`]. What it works on: [`view`], [`map`],
+//! [`subscribe`]. What is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]. And [`config`].
 
 pub mod access_log;
 pub mod address_limit;
