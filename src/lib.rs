@@ -3,12 +3,7 @@
 //! Here: the one place that knows both planes, and the order of start and stop. Not here: decisions
 //! of either plane, the command line. In [`config`], what both are told.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use furt_control_plane::{
@@ -100,7 +95,7 @@ impl Furt {
         control.public = Some(data.local_addr());
 
         let registry = Registry::new(control);
-        let observer = Arc::new(Seen::new(data.shared()));
+        let observer = Arc::new(Observed::new(data.shared()));
         let internal = socket.map(|socket| Internal::on(socket, registry.clone(), observer)).transpose();
         let internal = internal.map_err(failed(internal_addr.unwrap_or(public), "[gateway] listen"))?;
 
@@ -134,7 +129,12 @@ impl Furt {
         let rest = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(self.subscriber.run(rest.clone()));
-        installed(&shared).await;
+        tokio::select! {
+            () = installed(&shared) => {}
+            // Then what follows starts, hears the same, and stops in order.
+            () = shutdown.cancelled() => {}
+            Some(_) = tasks.join_next() => return Err(RunError("the subscriber ended before the first snapshot".into())),
+        }
         tasks.spawn(self.monitor.run(rest.clone()));
         if let Some(listener) = self.internal {
             tasks.spawn(listener.run(rest.clone()));
@@ -187,12 +187,12 @@ fn tell(public: SocketAddr, internal: Option<SocketAddr>) {
 }
 
 /// What the internal listener shows of the data plane.
-struct Seen {
+struct Observed {
     shared: Arc<Shared>,
     metrics: prometheus_client::registry::Registry,
 }
 
-impl Seen {
+impl Observed {
     fn new(shared: Arc<Shared>) -> Self {
         let mut metrics = prometheus_client::registry::Registry::default();
         metrics.register_collector(Box::new(DataPlaneCollector(shared.clone())));
@@ -200,7 +200,7 @@ impl Seen {
     }
 }
 
-impl Observer for Seen {
+impl Observer for Observed {
     fn health(&self, full: bool) -> Bytes {
         self.shared.health.body(&self.shared.current.load(), full, Instant::now())
     }
@@ -210,7 +210,7 @@ impl Observer for Seen {
     }
 
     fn ready(&self) -> bool {
-        !self.shared.draining.load(Ordering::Relaxed) && self.shared.current.load().is_ready()
+        self.shared.is_ready()
     }
 
     fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, String> {
@@ -218,7 +218,10 @@ impl Observer for Seen {
     }
 
     fn metrics(&self, out: &mut String) {
+        let begin = out.len();
         if let Err(error) = prometheus_client::encoding::prometheus_text::encode(out, &self.metrics) {
+            // Half a family would make the whole page unreadable.
+            out.truncate(begin);
             error!(%error, "cannot write the data plane's metrics");
         }
     }
