@@ -153,6 +153,7 @@ impl AnswerBody {
 
     /// The body of a service's answer, and the connection it comes over.
     pub fn service(inner: Incoming, lease: Lease, exchange: Box<Exchange>) -> Self {
+        lease.answered();
         let mut download = Download { inner, lease: Some(lease), exchange };
         if download.inner.is_end_stream() {
             download.ended();

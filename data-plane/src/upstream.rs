@@ -37,6 +37,9 @@ const FRESH_NS: u64 = 1_000_000_000;
 const LINGER: Duration = Duration::from_secs(5);
 /// Most of a head, either way, in bytes; also how much of a body is read at once.
 const MAX_BUFFER: usize = 64 * 1024;
+/// Most of what a service says before its answer's head is whole, in bytes: the head, and interim answers, which
+/// have no other bound and would keep a worker from everything else.
+const MAX_AHEAD: u64 = 4 * MAX_BUFFER as u64;
 
 /// A connection to an instance, lent to one request. One that is dropped instead of given back ends soon.
 pub struct Lease {
@@ -44,10 +47,8 @@ pub struct Lease {
     pub sender: SendRequest<RequestBody>,
     /// The address that it was made to.
     address: SocketAddr,
-    /// Bytes read from it so far.
-    read: Rc<Cell<u64>>,
-    /// What `read` was when it was lent.
-    read_before: u64,
+    /// Bytes that may still be read from it; [`MAX_AHEAD`] when it is lent.
+    left: Rc<Cell<u64>>,
     /// Whether it has carried a request before.
     pub reused: bool,
     held: Held,
@@ -59,13 +60,18 @@ type Held = oneshot::Sender<Infallible>;
 impl Lease {
     /// Whether any byte of an answer has come since it was lent.
     pub fn heard(&self) -> bool {
-        self.read.get() != self.read_before
+        self.left.get() != MAX_AHEAD
+    }
+
+    /// The head of the answer has come; its body has bounds of its own.
+    pub fn answered(&self) {
+        self.left.set(u64::MAX);
     }
 }
 
 struct Idle {
     sender: SendRequest<RequestBody>,
-    read: Rc<Cell<u64>>,
+    left: Rc<Cell<u64>>,
     since: u64,
     held: Held,
 }
@@ -86,10 +92,10 @@ impl Pool {
         instance.addresses.iter().find_map(|address| {
             let connections = idle.get_mut(address)?;
             // The latest used is last: once it has been idle for too long, all have.
-            while let Some(Idle { sender, read, held, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
+            while let Some(Idle { sender, left, held, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
                 if sender.is_ready() {
-                    let read_before = read.get();
-                    return Some(Lease { sender, address: *address, read, read_before, reused: true, held });
+                    left.set(MAX_AHEAD);
+                    return Some(Lease { sender, address: *address, left, reused: true, held });
                 }
             }
             None
@@ -104,7 +110,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(lease.address).or_default();
         if connections.len() < MAX_IDLE {
-            connections.push(Idle { sender: lease.sender, read: lease.read, since: now, held: lease.held });
+            connections.push(Idle { sender: lease.sender, left: lease.left, since: now, held: lease.held });
         }
     }
 
@@ -142,13 +148,13 @@ pub async fn connect(worker: &Worker, instance: &Instance) -> io::Result<Lease> 
 }
 
 async fn handshake(stream: TcpStream, address: SocketAddr) -> io::Result<Lease> {
-    let read = Rc::new(Cell::new(0));
-    let socket = Heard { inner: stream, read: read.clone() };
+    let left = Rc::new(Cell::new(MAX_AHEAD));
+    let socket = Heard { inner: stream, left: left.clone() };
     let (sender, connection) =
         http1::Builder::new().max_buf_size(MAX_BUFFER).writev(false).handshake(TokioIo::new(socket)).await.map_err(io::Error::other)?;
     let (held, unwanted) = oneshot::channel();
     tokio::task::spawn_local(drive(connection, unwanted));
-    Ok(Lease { sender, address, read, read_before: 0, reused: false, held })
+    Ok(Lease { sender, address, left, reused: false, held })
 }
 
 /// Drives a connection to its end. A service may answer whole before it has the whole of a request's body, and then
@@ -163,17 +169,20 @@ async fn drive(connection: impl Future<Output = hyper::Result<()>>, unwanted: on
     }
 }
 
-/// A socket that counts what it hears.
+/// A socket that counts what it hears, and hears so much and no more.
 struct Heard {
     inner: TcpStream,
-    read: Rc<Cell<u64>>,
+    left: Rc<Cell<u64>>,
 }
 
 impl AsyncRead for Heard {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left.get() == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "no answer in all that the service said")));
+        }
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.inner).poll_read(context, buffer);
-        self.read.set(self.read.get() + (buffer.filled().len() - before) as u64);
+        self.left.set(self.left.get().saturating_sub((buffer.filled().len() - before) as u64));
         result
     }
 }

@@ -1,6 +1,10 @@
 //! Answers that say too much: what a service sends beyond its answer is never the answer to somebody else.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
 
 use crate::{
     client::{Client, Request},
@@ -66,4 +70,28 @@ fn interim_answers_do_not_become_the_answer() {
         let answer = furt.get("/s");
         assert_eq!((answer.status, answer.text().as_str()), (200, "real"));
     }
+}
+
+#[test]
+fn interim_answers_without_end_are_given_up() {
+    let interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".repeat(100);
+    let (said, heard) = mpsc::channel();
+    let said = Mutex::new(said);
+    let upstream = Upstream::with(move |seen| {
+        if seen.target == "/s/large" {
+            return Reply::Bytes(ok("x".repeat(2 << 20)));
+        }
+        // A MiB of them, then the answer: it comes too late.
+        let (pieces, reply) = mpsc::channel();
+        (0..256).for_each(|_| drop(pieces.send(interim.clone())));
+        drop(pieces.send(ok("late")));
+        drop(said.lock().map(|said| said.send(())));
+        Reply::Pieces(reply)
+    });
+    let furt = Conf::new().start();
+    furt.register("odd", &upstream.url(), &["GET /s/* comments:read"]);
+    assert_eq!((furt.get("/s/flood").status, heard.try_recv()), (502, Ok(())));
+    let answer = furt.get("/s/large");
+    assert_eq!((answer.status, answer.body.len()), (200, 2 << 20), "a body has bounds of its own");
+    assert!(heard.try_recv().is_err(), "it was asked once");
 }
