@@ -90,31 +90,25 @@ pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried
         .min()?;
     let eligible = || instances.iter().filter(|instance| !tried.contains(&instance.number) && tier(instance, route, now) == Ok(best));
     let total: u64 = eligible().map(|instance| u64::from(instance.weight)).sum();
-    let pick = |mut at: u64| {
-        eligible().find(|instance| {
-            let weight = u64::from(instance.weight);
-            let hit = at < weight;
-            at = at.saturating_sub(weight);
-            hit
-        })
-    };
-    let one = pick(fastrand::u64(..total.max(1)))?;
+    let one = drawn(eligible(), total)?;
     // The second choice is drawn from the others, so that two instances are always compared.
-    let rest = total - u64::from(one.weight);
-    if rest == 0 {
-        return Some(one);
-    }
-    let mut at = fastrand::u64(..rest);
-    let two = eligible().filter(|instance| instance.number != one.number).find(|instance| {
-        let weight = u64::from(instance.weight);
-        let hit = at < weight;
-        at = at.saturating_sub(weight);
-        hit
-    })?;
+    let others = eligible().filter(|instance| instance.number != one.number);
+    let Some(two) = drawn(others, total - u64::from(one.weight)) else { return Some(one) };
     // Requests in flight for each unit of weight; the draw was weighted already, so equal loads keep the first.
     let load = |instance: &Instance| u64::from(instance.state.in_flight.load(Ordering::Relaxed));
     let (first, second) = (load(one) * u64::from(two.weight), load(two) * u64::from(one.weight));
     Some(if second < first { two } else { one })
+}
+
+/// One of the instances at random, by weight; `total` is the sum of theirs.
+fn drawn<'a>(mut instances: impl Iterator<Item = &'a Arc<Instance>>, total: u64) -> Option<&'a Arc<Instance>> {
+    let mut at = fastrand::u64(..total.max(1));
+    instances.find(|instance| {
+        let weight = u64::from(instance.weight);
+        let hit = at < weight;
+        at = at.saturating_sub(weight);
+        hit
+    })
 }
 
 #[cfg(test)]

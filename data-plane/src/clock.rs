@@ -1,6 +1,6 @@
 //! The data plane's clocks: one that all workers share, and a coarse one per worker.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use furt_proto::time::unix_ms_now;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ impl Clock {
 
     /// Nanoseconds since it began. Starts at one second, so that 0 stays free for "never".
     pub fn now(&self) -> u64 {
-        1_000_000_000 + u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX / 2)
+        1_000_000_000 + nanos(self.began.elapsed())
     }
 }
 
@@ -63,6 +63,11 @@ impl Coarse {
     pub fn unix_ms(&self, now: u64) -> i64 {
         ms(now) + self.wall_less_mono_ms.get()
     }
+}
+
+/// A duration as the clock counts. One that no clock will see ends in some hundred years, so that a time may be added.
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 fn ms(nanos: u64) -> i64 {

@@ -72,11 +72,6 @@ impl Deadlines {
         }
         free.truncate(4096);
     }
-
-    /// Whether nobody waits.
-    pub fn is_empty(&self) -> bool {
-        self.set.borrow().is_empty()
-    }
 }
 
 impl Deadline {
@@ -119,7 +114,7 @@ mod tests {
         let deadlines = Deadlines::default();
         assert_eq!(deadlines.set(5).within(async { 7 }).await, Ok(7));
         deadlines.look(1);
-        assert!(deadlines.is_empty());
+        assert!(deadlines.set.borrow().is_empty());
         assert_eq!(deadlines.free.borrow().len(), 1);
         let deadline = deadlines.set(5);
         let (result, ()) = tokio::join!(deadline.within(std::future::pending::<()>()), async {

@@ -16,6 +16,7 @@ use crate::{
     auth::Caller,
     balance,
     body::{Progress, RequestBody, Upload},
+    clock::nanos,
     deadline::Deadline,
     exchange::Exchange,
     headers::{self, Forwarding},
@@ -241,10 +242,6 @@ impl Forward<'_> {
 /// Idempotent methods (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
 
 /// The target in origin form: the base of the instance's url, the canonical path, the query as it came.

@@ -34,7 +34,7 @@ use crate::{
     access_log::{self, Line},
     address_limit::AddressLimits,
     client_io::{ClientIo, Limits, Phase, Watch},
-    clock::{Clock, Coarse},
+    clock::{Clock, Coarse, nanos},
     config::Config,
     deadline::Deadlines,
     gateway,
@@ -334,7 +334,6 @@ impl Worker {
     /// Looks over connections, deadlines and idle upstream connections for as long as there are any.
     async fn look_over(self: Rc<Self>) {
         let config = &self.shared.config;
-        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let limits = Limits { head: nanos(config.client_timeout), body: nanos(config.body_idle_timeout), idle: nanos(CLIENT_IDLE) };
         let mut ticks = tokio::time::interval(TICK);
         let mut tick = 0;
@@ -450,10 +449,7 @@ impl Connection {
     /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1. `None`: it closed or was
     /// too slow to say anything.
     async fn first_bytes(&self, stream: &TcpStream) -> Option<Bytes> {
-        let deadline = self
-            .worker
-            .deadlines
-            .set(self.worker.coarse.now() + u64::try_from(self.worker.shared.config.client_timeout.as_nanos()).unwrap_or(u64::MAX / 2));
+        let deadline = self.worker.deadlines.set(self.worker.coarse.now() + nanos(self.worker.shared.config.client_timeout));
         let mut first = Vec::new();
         loop {
             deadline.within(stream.readable()).await.ok()?.ok()?;

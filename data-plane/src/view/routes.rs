@@ -30,17 +30,11 @@ struct Fields<'a> {
 pub(super) fn registered(service: &Service, route: &v1::SnapshotRoute) -> Option<Route> {
     let mut numbers = route.instances.clone();
     numbers.sort_unstable();
-    let access = match (route.public, route.permission.as_str()) {
-        (true, "") => Ok(Access::Public),
-        (true, _) => Err("both public and with a permission".into()),
-        (false, "") => Ok(Access::AnyKey),
-        (false, permission) => permission.parse().map(Access::Permission).map_err(|error: NameError| error.to_string()),
-    };
     let fields = Fields {
         host: &route.host,
         method: &route.method,
         path: &route.path,
-        access,
+        access: access(route.public, &route.permission, Ok(Access::AnyKey)),
         timeout_ms: route.timeout_ms,
         instances: Declared::Only(numbers.into()),
         set_headers: &[],
@@ -51,23 +45,28 @@ pub(super) fn registered(service: &Service, route: &v1::SnapshotRoute) -> Option
 /// A static route: one of the table for each of its methods.
 pub(super) fn fixed(service: &Service, route: &v1::StaticRoute) -> Vec<Option<Route>> {
     let methods = if route.methods.is_empty() { &[String::new()] } else { &route.methods[..] };
-    let access = || match (route.public, route.permission.as_str()) {
-        (true, "") => Ok(Access::Public),
-        (true, _) => Err("both public and with a permission".into()),
-        // furt.conf demands one of the two, so neither is something else than "any key".
-        (false, "") => Err("neither public nor with a permission".into()),
-        (false, permission) => permission.parse().map(Access::Permission).map_err(|error: NameError| error.to_string()),
-    };
+    // furt.conf demands one of the two, so neither is something else than "any key".
+    let neither = || Err("neither public nor with a permission".into());
     let fields = |method| Fields {
         host: &route.host,
         method,
         path: &route.path,
-        access: access(),
+        access: access(route.public, &route.permission, neither()),
         timeout_ms: route.timeout_ms,
         instances: Declared::All,
         set_headers: &route.set_headers,
     };
     methods.iter().map(|method| compile(service, fields(method))).collect()
+}
+
+/// What a caller must show; `neither`: what a route means that says nothing of it.
+fn access(public: bool, permission: &str, neither: Result<Access, String>) -> Result<Access, String> {
+    match (public, permission) {
+        (true, "") => Ok(Access::Public),
+        (true, _) => Err("both public and with a permission".into()),
+        (false, "") => neither,
+        (false, permission) => permission.parse().map(Access::Permission).map_err(|error: NameError| error.to_string()),
+    }
 }
 
 /// The one instance of a static route: always UP, since nobody probes it.
