@@ -6,9 +6,11 @@ use std::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     client::{Client, Request},
@@ -182,8 +184,8 @@ fn the_service_has_its_time_from_the_end_of_a_long_upload_on() {
     let furt = world(Conf::new().gateway("upstream_timeout = 200ms"), &upstream.url());
     let mut client = Client::new(furt.public);
     client.write(format!("POST /t HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\nTransfer-Encoding: chunked\r\n\r\n")).expect("sent");
-    let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_millis(700) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(700) {
         let before = upstream.raw().len();
         client.write("1\r\nx\r\n").expect("sent");
         eventually("the piece is there", || (upstream.raw().len() > before).then_some(()));
