@@ -89,14 +89,18 @@ impl Upload {
             };
             self.left = Some(left);
         }
-        let frame = match frame.into_trailers() {
-            Ok(trailers) => Frame::trailers(headers::clean_trailers(trailers)),
-            Err(frame) => frame,
-        };
         if self.inner.is_end_stream() {
             self.ended();
         }
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(Some(Ok(clean(frame))))
+    }
+}
+
+/// The frame without what trailers must not have.
+fn clean(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(headers::clean_trailers(trailers)),
+        Err(frame) => frame,
     }
 }
 
@@ -185,14 +189,10 @@ impl Download {
         if let Some(data) = frame.data_ref() {
             self.exchange.sent(data.len());
         }
-        let frame = match frame.into_trailers() {
-            Ok(trailers) => Frame::trailers(headers::clean_trailers(trailers)),
-            Err(frame) => frame,
-        };
         if self.inner.is_end_stream() {
             self.ended();
         }
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(Some(Ok(clean(frame))))
     }
 }
 

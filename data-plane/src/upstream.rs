@@ -121,11 +121,6 @@ impl Pool {
             !connections.is_empty()
         });
     }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.idle.borrow().is_empty()
-    }
 }
 
 /// A new connection to the first address of an instance that accepts one.

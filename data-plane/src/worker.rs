@@ -2,7 +2,7 @@
 //!
 //! Each has its own listening socket on the one address (SO_REUSEPORT), its own connections to the
 //! services and its own counters; workers share nothing that they write to for each request but the
-//! limiters and the requests in flight.
+//! limiters, the requests in flight, and the counts of who holds the route and the instance.
 
 use std::{
     cell::{Cell, RefCell},
