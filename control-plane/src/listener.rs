@@ -274,15 +274,46 @@ impl Server {
     }
 
     async fn grpc(&self, request: Request<Body>) -> Response<Body> {
+        let is_register = request.uri().path() == REGISTER;
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let request = match self.whole(request).await {
             Ok(request) => request,
-            Err(refusal) => return status(refusal.into()),
+            Err(refusal) => return self.unread(is_register, &peer, refusal).await,
         };
         match timeout(self.limits.call, self.grpc.clone().oneshot(request)).await {
-            Ok(answered) => infallible(answered).map(|body| Body::new(Ending::new(body, &self.closing))),
+            Ok(answered) => {
+                let response = infallible(answered);
+                match undecoded(response.headers()) {
+                    Some(fault) => self.unread(is_register, &peer, Refusal::one(Code::Malformed, fault)).await,
+                    None => response.map(|body| Body::new(Ending::new(body, &self.closing))),
+                }
+            }
             Err(_) => status(tonic::Status::deadline_exceeded("the call took too long")),
         }
     }
+
+    /// A message that cannot be read. A registration among them goes the way of all registrations, as the JSON ones
+    /// do: it counts against the peer's rate and is logged.
+    async fn unread(&self, is_register: bool, peer: &Peer, refusal: Refusal) -> Response<Body> {
+        let refusal = match is_register && refusal.code() != Code::Unavailable {
+            true => {
+                self.edge.registry.register(peer, v1::RegisterRequest::default(), refusal.faults.clone()).await.err().unwrap_or(refusal)
+            }
+            false => refusal,
+        };
+        status(refusal.into())
+    }
+}
+
+/// The RPC that registers.
+const REGISTER: &str = "/furt.v1.RegistryService/Register";
+
+/// What tonic says of a message that prost could not decode. To tonic that is a fault of the server's, but the caller
+/// sent it.
+fn undecoded(headers: &HeaderMap) -> Option<String> {
+    let status = tonic::Status::from_header_map(headers).filter(|status| status.code() == tonic::Code::Internal)?;
+    let fault = status.message().strip_prefix("failed to decode Protobuf message: ")?;
+    Some(format!("the message does not decode: {fault}"))
 }
 
 /// Whether an RPC takes one message and no more.

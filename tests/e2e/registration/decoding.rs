@@ -175,8 +175,10 @@ fn grpc_that_does_not_decode_is_refused() {
         .field("grpc-status")
         .map(str::to_owned)
         .or_else(|| answer.trailers.as_ref().and_then(|trailers| trailers.get("grpc-status")?.to_str().ok().map(str::to_owned)));
-    assert!(status.as_deref().is_some_and(|status| status != "0"), "{answer:?}");
+    // INVALID_ARGUMENT: it is the caller's fault, and told like any other.
+    assert_eq!(status.as_deref(), Some("3"), "{answer:?}");
     assert_eq!(furt.registry(), before);
+    eventually("it is logged", || furt.logged(&["registration refused", "MALFORMED_REQUEST"]).then_some(()));
 }
 
 #[test]
