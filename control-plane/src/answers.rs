@@ -97,6 +97,7 @@ fn instance(instance: &v1::Instance) -> Value {
         // In one order, so that two answers compare.
         "metadata": instance.metadata.iter().collect::<BTreeMap<_, _>>(),
         "addresses": instance.addresses,
+        "suspect": instance.suspect,
     })
 }
 

@@ -268,6 +268,7 @@ impl Instance {
             health_endpoint: registration.health_endpoint.clone(),
             status: self.health.state.name().into(),
             parked: self.health.state.is_parked(),
+            suspect: self.health.suspicion.is_some(),
             consecutive_failures: self.health.state.misses(),
             last_ping: self.last_ping.as_ref().map(|ping| rfc3339(ping.unix_ms)).unwrap_or_default(),
             response_time_ms: self.last_ping.as_ref().and_then(LastPing::response_time_ms),

@@ -167,10 +167,17 @@ fn registered(json: &Value, data: &Value) -> String {
 fn instances(services: &[Value]) -> String {
     let rows = services.iter().flat_map(|service| {
         list(service, "instances").iter().map(move |instance| {
-            let parked = if instance.get("parked") == Some(&Value::Bool(true)) { " (parked)" } else { "" };
+            let is = |name: &str| instance.get(name) == Some(&Value::Bool(true));
+            let mark = if is("parked") {
+                " (parked)"
+            } else if is("suspect") {
+                " (suspect)"
+            } else {
+                ""
+            };
             vec![
                 text(service, "service"),
-                format!("{}{parked}", text(instance, "status")),
+                format!("{}{mark}", text(instance, "status")),
                 text(instance, "id"),
                 text(instance, "url"),
                 text(instance, "last_ping"),
@@ -334,6 +341,8 @@ mod tests {
             "parked": true, "consecutive_failures": 10, "last_ping": "2025-11-14T20:30:00Z", "response_time_ms": null, "last_error": "x"}],
             "routes": [{"service": "sagjan", "method": "GET", "host": "", "path": "/a/*", "permission": "a:b", "active": false}]});
         let shown = told(&Command::Services { name: Some("sagjan".into()) }, &json!({"data": {"service": service}}));
+        let suspect = json!({"services": [{"service": "obr", "instances": [{"id": "default", "status": "UP", "suspect": true}]}]});
+        assert!(told(&Command::Services { name: None }, &json!({"data": suspect})).contains("UP (suspect)"));
         assert!(shown.contains("DOWN (parked)  default   http://h  2025-11-14T20:30:00Z      10        x"), "{shown}");
         assert!(shown.contains("sagjan   GET           /a/*  a:b         registered  withdrawn"), "{shown}");
         assert_eq!(told(&Command::Services { name: None }, &json!({"data": {"services": []}})), "no service is registered");
