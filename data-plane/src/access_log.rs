@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use furt_proto::time::rfc3339;
+use furt_proto::time::rfc3339_ms;
 
 /// Buffers that may wait for the writer.
 const WAITING: usize = 64;
@@ -118,7 +118,7 @@ fn ms(duration: Duration) -> String {
 /// `key=value` as tracing's text format writes it; quoted when it has anything but visible ASCII.
 fn text(out: &mut String, line: &Line<'_>) {
     // Writing to a String cannot fail.
-    let _ = write!(out, "{}  INFO request request_id={} client={}", rfc3339(line.unix_ms), line.request_id, line.client);
+    let _ = write!(out, "{}  INFO request request_id={} client={}", rfc3339_ms(line.unix_ms), line.request_id, line.client);
     for (name, value) in texts(line) {
         let plain = value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
         let _ = match (value.is_empty(), plain) {
@@ -137,7 +137,7 @@ fn text(out: &mut String, line: &Line<'_>) {
 fn json(out: &mut String, line: &Line<'_>) {
     let mut body = serde_json::Map::new();
     let text = |value: &str| serde_json::Value::from(value);
-    body.insert("timestamp".into(), text(&rfc3339(line.unix_ms)));
+    body.insert("timestamp".into(), text(&rfc3339_ms(line.unix_ms)));
     body.insert("level".into(), text("INFO"));
     body.insert("message".into(), text("request"));
     body.insert("request_id".into(), text(line.request_id));
@@ -195,7 +195,7 @@ mod tests {
         text(&mut out, &line());
         assert_eq!(
             out,
-            "2025-11-14T20:30:00Z  INFO request request_id=01J client=127.0.0.1 caller=\"Web site\" method=GET path=\"/api/comments/\\u{1b}x\" \
+            "2025-11-14T20:30:00.000Z  INFO request request_id=01J client=127.0.0.1 caller=\"Web site\" method=GET path=\"/api/comments/\\u{1b}x\" \
              route=/api/comments/* service=sagjan instance=default status=200 duration_ms=5.100 upstream_ms=4.900 bytes=100\n"
         );
     }

@@ -12,6 +12,11 @@ pub fn rfc3339(unix_ms: i64) -> String {
     floor.map(|time| time.to_string()).unwrap_or_default()
 }
 
+/// RFC 3339 in UTC with milliseconds and `Z`, for logs; empty when out of range.
+pub fn rfc3339_ms(unix_ms: i64) -> String {
+    Timestamp::from_millisecond(unix_ms).map(|time| format!("{time:.3}")).unwrap_or_default()
+}
+
 /// Seconds since 1970 of an RFC 3339 time.
 pub fn parse_rfc3339(text: &str) -> Result<i64, NameError> {
     text.parse::<Timestamp>()
@@ -62,6 +67,7 @@ mod tests {
     #[test]
     fn times_are_whole_seconds_in_utc() {
         assert_eq!(rfc3339(1_763_152_200_999), "2025-11-14T20:30:00Z");
+        assert_eq!(rfc3339_ms(1_763_152_200_070), "2025-11-14T20:30:00.070Z");
         assert_eq!(parse_rfc3339("2025-11-14T20:30:00Z"), Ok(1_763_152_200));
         assert!(parse_rfc3339("tomorrow").is_err());
         assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
