@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut compiler = protox::Compiler::new([&root])?;
     compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(["furt/v1/registry.proto", "furt/v1/snapshot.proto"])?;
+    compiler.open_files(["furt/v1/registry.proto", "furt/v1/snapshot.proto", "furt/store/v1/store.proto"])?;
     fs::write(out.join("furt_descriptor.bin"), compiler.encode_file_descriptor_set())?;
 
     let mut files = compiler.file_descriptor_set();

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use furt_proto::{FILE_DESCRIPTOR_SET, v1};
+use futures_util::stream::BoxStream;
 use tonic::service::{Routes, interceptor::InterceptedService};
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 use tonic_reflection::server::Builder as Reflection;
 use v1::registry_service_server::{RegistryService, RegistryServiceServer};
 use v1::snapshot_service_server::SnapshotServiceServer;
@@ -109,5 +110,22 @@ impl RegistryService for Rpc {
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         self.may_read(&request)?;
         Ok(Response::new(self.edge.explain(request.get_ref())?))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let peer = peer(&request);
+        Ok(Response::new(self.edge.registry.drain(&peer, request.into_inner()).await?))
+    }
+
+    type WatchEventsStream = BoxStream<'static, Result<v1::WatchEventsResponse, Status>>;
+
+    async fn watch_events(&self, _request: Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    type SessionStream = BoxStream<'static, Result<v1::SessionResponse, Status>>;
+
+    async fn session(&self, _request: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }

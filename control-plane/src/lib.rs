@@ -11,6 +11,7 @@ pub mod answers;
 pub mod body;
 pub mod claims;
 pub mod config;
+pub mod events;
 pub mod grpc;
 pub mod guard;
 pub mod health;

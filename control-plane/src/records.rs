@@ -257,6 +257,7 @@ impl Instance {
             suspect: self.health.suspicion.is_some(),
             drained: false,
             registration_id: self.registration_id.to_string(),
+            withdrawn: false,
         }
     }
 
@@ -280,6 +281,7 @@ impl Instance {
             protocol: registration.protocol.as_str().into(),
             metadata: registration.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            ..Default::default()
         }
     }
 }

@@ -282,6 +282,11 @@ impl Registry {
         Ok(v1::DeregisterResponse { service: name.to_string(), instances: instances.iter().map(ToString::to_string).collect(), version })
     }
 
+    /// Sends instances no new requests.
+    pub async fn drain(&self, _peer: &Peer, _request: v1::DrainRequest) -> Result<v1::DrainResponse, Refusal> {
+        Err(Refusal::one(Code::Unavailable, "not yet"))
+    }
+
     /// Makes probes due now, also of parked instances.
     pub fn probe(&self, peer: &Peer, request: v1::ProbeRequest) -> Result<v1::ProbeResponse, Refusal> {
         let (name, id) = names(&request.service, &request.instance)?;

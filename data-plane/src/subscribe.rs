@@ -129,7 +129,7 @@ impl Outbox {
 }
 
 fn position(view: &View, resync: bool) -> v1::WatchRequest {
-    v1::WatchRequest { epoch: view.epoch.to_string(), version: view.version, resync, suspicions: Vec::new() }
+    v1::WatchRequest { epoch: view.epoch.to_string(), version: view.version, resync, ..Default::default() }
 }
 
 /// The task that keeps [`Current`] up to date. `T`: the snapshot service itself, or a channel to it.

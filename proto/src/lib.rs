@@ -29,5 +29,14 @@ pub mod v1 {
     }
 }
 
+/// What the control plane keeps in its store.
+pub mod store {
+    /// Package `furt.store.v1`, generated from `proto/furt/store/v1`.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("furt.store.v1");
+    }
+}
+
 /// The descriptors of all of `proto/furt/v1`, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("furt_descriptor");

@@ -89,7 +89,7 @@ async fn a_subscriber_goes_on_from_what_it_holds_or_starts_anew() {
     let first = registry.try_it(request("sagjan", 7812, &["GET /a"])).await.unwrap();
     let second = registry.try_it(request("obr", 7813, &["GET /b"])).await.unwrap();
     let check = async |epoch: &str, version: u64, resync: bool, whole: bool| {
-        let request = v1::WatchRequest { epoch: epoch.into(), version, resync, suspicions: Vec::new() };
+        let request = v1::WatchRequest { epoch: epoch.into(), version, resync, ..Default::default() };
         let message = Plane::attach(&registry, request).await.message().await.unwrap();
         assert_eq!((message.whole, message.version), (whole, second.version), "{epoch} {version} {resync}");
         message

@@ -1,0 +1,1 @@
+//! Keeps a service registered with furt.
