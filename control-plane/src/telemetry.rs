@@ -359,10 +359,12 @@ impl Telemetry {
 
 /// Sessions and data planes.
 impl Telemetry {
-    /// Counts one session for as long as the answer lives.
-    pub(crate) fn session(&self) -> OpenSession {
-        self.sessions.inc();
-        OpenSession(self.sessions.clone())
+    /// Counts one more session for as long as the answer lives; `None` when there are `most` already.
+    pub(crate) fn session(&self, most: i64) -> Option<OpenSession> {
+        // Counted before it is asked, so that two at once are not both the last one.
+        let before = self.sessions.inc();
+        let counted = OpenSession(self.sessions.clone());
+        (before < most).then_some(counted)
     }
 
     /// A session holds an instance.
@@ -393,6 +395,11 @@ impl Telemetry {
         info!(instances, services, took_ms, "registrations restored");
         let message = format!("{instances} instances of {services} services restored in {took_ms} ms");
         self.tell(Kind::Started, &message, v1::Event { version: self.gauges.version(), ..Default::default() });
+    }
+
+    /// What the store holds of an instance makes no sense to this version.
+    pub fn not_restored(&self, service: &str, instance: &str) {
+        error!(service, instance, "a stored registration makes no sense to this version; it stays in the store and is not served");
     }
 
     /// A commit is durable.

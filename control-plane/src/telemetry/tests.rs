@@ -172,7 +172,8 @@ fn sessions_are_counted_while_they_are_open() {
         telemetry.encode(&mut out);
         out.lines().find_map(|line| line.strip_prefix("furt_sessions ").map(str::to_owned))
     };
-    let (one, two) = (telemetry.session(), telemetry.session());
+    let (one, two) = (telemetry.session(2), telemetry.session(2));
+    assert!(one.is_some() && two.is_some() && telemetry.session(2).is_none());
     assert_eq!(open().as_deref(), Some("2"));
     drop(one);
     assert_eq!(open().as_deref(), Some("1"));
