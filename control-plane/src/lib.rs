@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`config`]; the pure parts: [`health`] and [`uptime`] of one instance, [`registration`] and
 //! [`refusal`], the [`records`] and the [`services`] that hold them, who may what in [`claims`], [`limits`] and
-//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], [`machine`],
+//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], its [`store`], [`machine`],
 //! [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`], [`identity`],
 //! [`http`] with [`body`], [`json`] and [`answers`], [`grpc`]; and [`telemetry`].
 
@@ -32,5 +32,6 @@ pub mod registry;
 pub mod resolve;
 pub mod services;
 pub mod snapshots;
+pub mod store;
 pub mod telemetry;
 pub mod uptime;
