@@ -12,6 +12,7 @@ use furt_control_plane::{
     probe::HttpProbe,
     registry::Registry,
     snapshots::Snapshots,
+    store::{Memory, Redb, Store},
 };
 use furt_data_plane::{
     explain::explain,
@@ -27,14 +28,17 @@ use furt_proto::{
 use tokio::{
     net::TcpListener,
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub mod config;
 
 use config::Config;
+
+/// For what nobody waits for to be stored at shutdown.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 /// Both planes, bound and not yet running.
 pub struct Furt {
@@ -76,7 +80,7 @@ impl Furt {
     /// # Errors
     /// When an address cannot be had.
     pub async fn bind(config: Config) -> Result<Self, BindError> {
-        let Config { enabled, mut control, mut data, .. } = config;
+        let Config { enabled, mut control, mut data, state_dir, .. } = config;
         let failed = |address, key| move |error| BindError { address, key, error };
 
         // Each plane is told where the other one really listens, so sockets come before planes.
@@ -94,7 +98,9 @@ impl Furt {
         let data = DataPlane::bind(data, current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
         control.public = Some(data.local_addr());
 
-        let registry = Registry::new(control);
+        // Without the internal listener nobody registers, so there is nothing to keep.
+        let store: Box<dyn Store> = if enabled { Box::new(Redb::new(&state_dir)) } else { Box::new(Memory) };
+        let registry = Registry::with_store(control, store);
         let observer = Arc::new(Observed::new(data.shared()));
         let internal = socket.map(|socket| Internal::on(socket, registry.clone(), observer)).transpose();
         let internal = internal.map_err(failed(internal_addr.unwrap_or(public), "[gateway] listen"))?;
@@ -128,6 +134,8 @@ impl Furt {
         let shared = self.data.shared();
         let rest = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        // A store that cannot be read is told there, and tried again; furt serves what it has meanwhile.
+        let _ = self.registry.restore().await;
         tasks.spawn(self.subscriber.run(rest.clone()));
         tokio::select! {
             () = installed(&shared) => {}
@@ -160,6 +168,9 @@ impl Furt {
             if let Err(fault) = task {
                 ended = ended.and(Err(RunError(fault.to_string())));
             }
+        }
+        if timeout(LAST_COMMIT, self.registry.flush()).await.is_err() {
+            warn!("the last uptime and timelines were not stored");
         }
         info!("furt stopped");
         ended

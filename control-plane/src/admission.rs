@@ -13,8 +13,9 @@ use furt_proto::{names::ServiceName, permission::covered, url::UpstreamUrl, v1};
 use crate::{
     claims::{Claim, Claims, method_covers, methods_meet},
     config::{Config, Grant},
-    identity::{Peer, not_registrar},
+    identity::{Peer, listed, not_registrar, outside_from},
     machine::Machine,
+    records::Instance,
     refusal::{Code, Fault},
     registration::{Draft, Protocol, RouteKey},
 };
@@ -33,6 +34,18 @@ pub struct Admission {
 
 /// What a name stood for when it was looked up: its addresses, or why there are none.
 pub type Resolved = Result<Vec<IpAddr>, String>;
+
+/// Who a registration is from.
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    /// Someone who asks now.
+    Asks(&'a Peer),
+    /// Someone who asked before; whether with an operator's token.
+    Asked {
+        /// With an operator's token, which stands for the grant's `from` and token.
+        by_operator: bool,
+    },
+}
 
 /// What admission asks about the services that are registered.
 pub trait Held {
@@ -65,14 +78,25 @@ impl Admission {
     }
 
     /// Rules 1 (`from`), 2, 3 and 5: what the grant says of the peer, the routes and the url. Needs no lock.
-    pub fn granted(&self, peer: &Peer, address: IpAddr, draft: &Draft, resolved: Option<&Resolved>, machine: &impl Machine) -> Vec<Fault> {
+    pub fn granted(
+        &self,
+        who: &Who<'_>,
+        address: IpAddr,
+        draft: &Draft,
+        resolved: Option<&Resolved>,
+        machine: &impl Machine,
+    ) -> Vec<Fault> {
         let mut faults = unsupported(draft);
         let Some(service) = &draft.service else { return faults };
         let Some(grant) = self.grant(service) else {
             faults.push(Fault::new("service", Code::PermissionNotGranted, no_grant(service, draft, address)));
             return faults;
         };
-        let not_registrar = not_registrar(&self.config, grant, peer, address, service);
+        let not_registrar = match who {
+            Who::Asks(peer) => not_registrar(&self.config, grant, peer, address, service),
+            Who::Asked { by_operator: true } => None,
+            Who::Asked { by_operator: false } => outside_from(grant, address, service),
+        };
         faults.extend(not_registrar.map(|message| Fault::new("", Code::RegistrationRefused, message)));
         for (index, route) in draft.routes.iter().enumerate() {
             let mut refuse = |name: &str, message: String| {
@@ -140,6 +164,31 @@ impl Admission {
         None
     }
 
+    /// Whether furt.conf allows what is registered already: every rule anew, but for the token, which is not kept, and
+    /// for what others hold, since who holds a route keeps it. `before`: instances of the service that are awake and
+    /// registered earlier.
+    pub fn still(&self, instance: &Instance, before: usize, held: &impl Held, machine: &impl Machine) -> Vec<Fault> {
+        let draft = Draft::of((*instance.registration).clone());
+        let addresses: Resolved = Ok(instance.addresses.iter().map(|address| address.ip()).collect());
+        // A name that is not looked up yet is checked when it is.
+        let resolved = Some(&addresses).filter(|_| !instance.addresses.is_empty());
+        let who = Who::Asked { by_operator: instance.by_operator };
+        let listed = listed(&self.config, Some(instance.peer)).err();
+        let mut faults: Vec<_> = listed.into_iter().flat_map(|refusal| refusal.faults).collect();
+        faults.extend(self.granted(&who, instance.peer, &draft, resolved, machine));
+        let service = &instance.registration.service;
+        let grant = self.grant(service);
+        if let Some(grant) = grant.filter(|grant| before >= grant.max_instances) {
+            faults.push(too_many(service, before, grant));
+        }
+        let paths_are_named = grant.is_some_and(|grant| grant.paths.is_some());
+        for (index, key) in draft.routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.key()?))) {
+            let conflict = self.conflict(service, &key, paths_are_named, held);
+            faults.extend(conflict.map(|message| Fault::new(format!("routes[{index}].path"), Code::RouteConflict, message)));
+        }
+        faults
+    }
+
     /// Rules 2 (count) and 4: what others hold. The part that has to be asked in one breath with the change.
     pub fn unclaimed(&self, draft: &Draft, held: &impl Held) -> (Vec<Fault>, Vec<v1::Warning>) {
         let mut faults = Vec::new();
@@ -149,8 +198,7 @@ impl Admission {
         if let (Some(grant), Some(instance)) = (grant, &draft.instance) {
             let others = held.others_awake(service, instance.as_str());
             if others >= grant.max_instances && !held.is_awake(service, instance.as_str()) {
-                let message = format!("{service} has {others} instances already; its grant says max_instances = {}", grant.max_instances);
-                faults.push(Fault::new("instance", Code::PermissionNotGranted, message));
+                faults.push(too_many(service, others, grant));
             }
         }
         let paths_are_named = grant.is_some_and(|grant| grant.paths.is_some());
@@ -198,6 +246,11 @@ impl Admission {
         });
         inside.map(|claim| format!("{}; a grant that names paths for it would allow it", held_by(claim, "lies inside")))
     }
+}
+
+fn too_many(service: &ServiceName, others: usize, grant: &Grant) -> Fault {
+    let message = format!("{service} has {others} instances already; its grant says max_instances = {}", grant.max_instances);
+    Fault::new("instance", Code::PermissionNotGranted, message)
 }
 
 /// What this version's data plane cannot speak yet, in the one place to lift it.

@@ -55,7 +55,7 @@ pub struct Published {
 }
 
 /// `[service "name"]`: what a service name may register.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Grant {
     /// The name it is for; `None` is the default grant, `"*"`.
     pub service: Option<ServiceName>,
@@ -128,7 +128,7 @@ pub enum Role {
 }
 
 /// `[token "name"]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     /// The label, for logs.
     pub name: String,
@@ -139,7 +139,7 @@ pub struct Token {
 }
 
 /// `[api_key "label"]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Key {
     /// The caller's name.
     pub name: String,
@@ -156,7 +156,7 @@ pub struct Key {
 }
 
 /// `[route "label"]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StaticRoute {
     /// The label.
     pub name: Arc<str>,

@@ -64,7 +64,7 @@ pub struct Rpc {
 
 impl Rpc {
     fn may_read<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        authorize(self.edge.registry.config(), &peer(request), Action::Read, None)?;
+        authorize(&self.edge.registry.config(), &peer(request), Action::Read, None)?;
         Ok(())
     }
 }

@@ -145,6 +145,28 @@ impl State {
     pub fn is_parked(self) -> bool {
         matches!(self, Self::Parked { .. })
     }
+    /// As timelines and events have it: [`State::name`], but PARKED apart.
+    pub fn word(self) -> &'static str {
+        if self.is_parked() { "PARKED" } else { self.name() }
+    }
+    /// The state that a word and a count of misses stand for.
+    pub fn from_word(word: &str, misses: u32) -> Self {
+        match word {
+            "UP" => Self::Up { misses },
+            "DOWN" => Self::Down { misses },
+            "PARKED" => Self::Parked { misses },
+            _ => Self::Unknown { misses },
+        }
+    }
+    /// What a state is after furt's own restart (DESIGN §7): UNKNOWN and serving, or still DOWN. Parked ones are woken.
+    pub fn restored(down: bool, misses: u32, policy: &Policy) -> Self {
+        match down {
+            false => Self::Unknown { misses: 0 },
+            // Parked ones get the whole series of a service that just went down, as when one is woken.
+            true if misses >= policy.park_after => Self::Down { misses: policy.down_after },
+            true => Self::Down { misses: misses.max(policy.down_after) },
+        }
+    }
     /// UP, DOWN or UNKNOWN, as the seed has it; parked is DOWN.
     pub fn name(self) -> &'static str {
         match self {

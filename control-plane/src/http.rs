@@ -96,7 +96,7 @@ async fn ready(State(edge): State<Arc<Edge>>) -> Response {
 }
 
 async fn metrics(call: Call) -> Response {
-    if let Err(refusal) = authorize(call.edge.registry.config(), &call.peer, Action::Read, None) {
+    if let Err(refusal) = authorize(&call.edge.registry.config(), &call.peer, Action::Read, None) {
         return call.respond(Err(refusal));
     }
     let mut text = String::new();
@@ -237,7 +237,7 @@ impl Call {
 
     /// The parameters of a path that only shows, for those who may look.
     fn read(&self, known: &[&str]) -> Result<Parameters, Refusal> {
-        authorize(self.edge.registry.config(), &self.peer, Action::Read, None)?;
+        authorize(&self.edge.registry.config(), &self.peer, Action::Read, None)?;
         self.parameters(known)
     }
 

@@ -98,34 +98,57 @@ pub enum Action {
     Deregister,
     /// Take a whole service out.
     DeregisterService,
+    /// Drain one instance.
+    Drain,
+    /// Drain a whole service.
+    DrainService,
+    /// Take a drain back.
+    Undrain,
     /// Wake probes.
     Probe,
     /// Look at services, routes, explanations, metrics.
     Read,
     /// Follow snapshots.
     Snapshots,
+    /// Read furt.conf again.
+    Reload,
 }
 
 impl Action {
     /// Every action, for tests that walk the table.
-    pub const ALL: [Self; 6] = [Self::Register, Self::Deregister, Self::DeregisterService, Self::Probe, Self::Read, Self::Snapshots];
+    pub const ALL: [Self; 10] = [
+        Self::Register,
+        Self::Deregister,
+        Self::DeregisterService,
+        Self::Drain,
+        Self::DrainService,
+        Self::Undrain,
+        Self::Probe,
+        Self::Read,
+        Self::Snapshots,
+        Self::Reload,
+    ];
 
     fn words(self) -> &'static str {
         match self {
             Self::Register => "registering",
             Self::Deregister => "deregistering",
             Self::DeregisterService => "deregistering a whole service",
+            Self::Drain => "draining",
+            Self::DrainService => "draining a whole service",
+            Self::Undrain => "taking a drain back",
             Self::Probe => "waking probes",
             Self::Read => "reading",
             Self::Snapshots => "following snapshots",
+            Self::Reload => "reloading furt.conf",
         }
     }
 
     /// The identities that may do it, for the words of a refusal.
     fn who(self) -> &'static str {
         match self {
-            Self::Register | Self::Deregister => "the service's registrar or an operator",
-            Self::DeregisterService | Self::Probe => "an operator",
+            Self::Register | Self::Deregister | Self::Drain => "the service's registrar or an operator",
+            Self::DeregisterService | Self::DrainService | Self::Undrain | Self::Probe | Self::Reload => "an operator",
             Self::Read => "a reader or an operator",
             Self::Snapshots => "a data plane or an operator",
         }
@@ -153,7 +176,7 @@ impl Identity {
     pub fn may(self, action: Action) -> bool {
         match self {
             Self::Operator => true,
-            Self::Registrar => matches!(action, Action::Register | Action::Deregister),
+            Self::Registrar => matches!(action, Action::Register | Action::Deregister | Action::Drain),
             Self::Reader => action == Action::Read,
             Self::DataPlane => action == Action::Snapshots,
         }
@@ -228,7 +251,7 @@ pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&
     let grant = || config.grants.of(service?);
     let is_registrar =
         || service.zip(grant()).is_some_and(|(service, grant)| not_registrar(config, grant, peer, address, service).is_none());
-    if action == Action::Register || (action == Action::Deregister && is_registrar()) {
+    if action == Action::Register || (matches!(action, Action::Deregister | Action::Drain) && is_registrar()) {
         return Ok(Authorized { identity: Identity::Registrar, address });
     }
     let needs = format!("{} needs the token of {}", action.words(), action.who());
@@ -241,14 +264,20 @@ pub fn authorize(config: &Config, peer: &Peer, action: Action, service: Option<&
     })
 }
 
+/// Why a grant's `from` keeps an address out.
+pub fn outside_from(grant: &Grant, address: IpAddr, service: &ServiceName) -> Option<String> {
+    let from = grant.from.as_ref().filter(|from| !from.contains(address))?;
+    Some(format!("{address} may not register {service}; its grant says from = {from}"))
+}
+
 /// Why a grant does not make this peer the registrar of its service: outside its `from`, or without its token.
 /// An operator's token stands for both; being on this machine does not.
 pub fn not_registrar(config: &Config, grant: &Grant, peer: &Peer, address: IpAddr, service: &ServiceName) -> Option<String> {
     if peer.bears_operator_token(config) {
         return None;
     }
-    if let Some(from) = grant.from.as_ref().filter(|from| !from.contains(address)) {
-        return Some(format!("{address} may not register {service}; its grant says from = {from}"));
+    if let Some(outside) = outside_from(grant, address, service) {
+        return Some(outside);
     }
     if grant.tokens.is_empty() || peer.bears(&grant.tokens) {
         return None;
@@ -328,11 +357,11 @@ pub(crate) mod tests {
         assert_eq!(
             rows,
             [
-                // register, deregister, deregister service, probe, read, snapshots
-                (Identity::Operator, [1, 1, 1, 1, 1, 1]),
-                (Identity::Reader, [0, 0, 0, 0, 1, 0]),
-                (Identity::DataPlane, [0, 0, 0, 0, 0, 1]),
-                (Identity::Registrar, [1, 1, 0, 0, 0, 0]),
+                // register, deregister, a service; drain, a service, undrain; probe, read, snapshots, reload
+                (Identity::Operator, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+                (Identity::Reader, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0]),
+                (Identity::DataPlane, [0, 0, 0, 0, 0, 0, 0, 0, 1, 0]),
+                (Identity::Registrar, [1, 1, 0, 1, 0, 0, 0, 0, 0, 0]),
             ]
         );
     }
@@ -360,7 +389,7 @@ pub(crate) mod tests {
                 let expected = match action {
                     _ if Identity::from(role).may(action) && role != Role::Registrar => Ok(Identity::from(role)),
                     // Registering and the deregistering of a service without a token of its own need no role.
-                    Action::Register | Action::Deregister => Ok(Identity::Registrar),
+                    Action::Register | Action::Deregister | Action::Drain => Ok(Identity::Registrar),
                     _ => Err(Code::Forbidden),
                 };
                 assert_eq!(outcome(&config, &peer("10.0.0.1", Some(token)), action, "open"), expected, "{token} {action:?}");

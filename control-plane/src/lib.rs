@@ -4,7 +4,8 @@
 //! [`refusal`], the [`records`] and the [`services`] that hold them, who may what in [`claims`], [`limits`] and
 //! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], its [`store`], [`machine`],
 //! [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`], [`identity`],
-//! [`http`] with [`body`], [`json`] and [`answers`], [`grpc`]; and [`telemetry`].
+//! [`http`] with [`body`], [`json`] and [`answers`], [`grpc`] with [`session`]; and what is told: [`telemetry`] with
+//! [`events`].
 
 pub mod admission;
 pub mod answers;
@@ -31,6 +32,7 @@ pub mod registration;
 pub mod registry;
 pub mod resolve;
 pub mod services;
+pub mod session;
 pub mod snapshots;
 pub mod store;
 pub mod telemetry;

@@ -239,7 +239,7 @@ impl Server {
         let (mut head, body) = request.into_parts();
         let body = Body::new(body);
         let is_grpc = is_grpc(&head.headers);
-        let guarded = guard::check(self.edge.registry.config(), address.ip(), &head);
+        let guarded = guard::check(&self.edge.registry.config(), address.ip(), &head);
         let mut response = match guarded {
             Err(refusal) => {
                 warn!(peer = %address.ip(), code = %refusal.code(), reason = %refusal, request_id = request_id.as_str(),

@@ -54,10 +54,11 @@ impl<P: Probe> Monitor<P> {
         Self { jitter, ..self }
     }
 
-    /// Probes, and looks names up again, until `shutdown`. Probes in flight are dropped then.
+    /// Probes, looks names up again and notes in the store that furt runs, until `shutdown`. Probes in flight are dropped then.
     pub async fn run(self, shutdown: CancellationToken) {
         let refresher = Refresher::new(self.registry.clone());
-        tokio::join!(refresher.run(shutdown.clone()), self.watch(shutdown));
+        let registry = self.registry.clone();
+        tokio::join!(refresher.run(shutdown.clone()), registry.heartbeats(shutdown.clone()), self.watch(shutdown));
     }
 
     async fn watch(self, shutdown: CancellationToken) {

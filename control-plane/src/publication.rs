@@ -126,6 +126,19 @@ impl Default for Publication {
     }
 }
 
+/// What is told with every message and is no part of any version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notice {
+    /// Counts the notices.
+    pub number: u64,
+    /// How often services repeat their registration.
+    pub renew_after_seconds: u32,
+    /// Not every service is known.
+    pub partial: bool,
+    /// What furt lacks.
+    pub issues: Vec<String>,
+}
+
 /// What a subscriber has to be told; the bytes are shared, so taking it is cheap.
 #[derive(Debug, Clone)]
 pub struct Delta {
@@ -233,13 +246,15 @@ fn take(((_, part), bytes): (&(u64, Part), &Bytes)) -> (Part, Bytes) {
 impl Delta {
     /// A `WatchResponse` without reports; those may be appended, since concatenated messages merge (protobuf
     /// encoding, "Last One Wins").
-    pub fn encode(&self, epoch: &str, renew_after_seconds: u32) -> Vec<u8> {
+    pub fn encode(&self, epoch: &str, notice: &Notice) -> Vec<u8> {
         let head = v1::WatchResponse {
             epoch: epoch.to_owned(),
             version: self.version,
             whole: self.whole,
             digest: self.digest,
-            renew_after_seconds,
+            renew_after_seconds: notice.renew_after_seconds,
+            partial: notice.partial,
+            issues: notice.issues.clone(),
             ..Default::default()
         };
         let size: usize = self.parts.iter().map(|(part, bytes)| bytes.len() + part.service().len() + 24).sum();
@@ -339,7 +354,7 @@ mod tests {
         publication.publish([instances(500, 1)]);
         let delta = publication.since(Some(version));
         assert_eq!(delta.parts.len(), 1);
-        let message = v1::WatchResponse::decode(&*delta.encode("e", 60)).unwrap();
+        let message = v1::WatchResponse::decode(&*delta.encode("e", &Notice::default())).unwrap();
         assert_eq!(message.services.len(), 1);
         assert!(message.services[0].routes.is_none() && message.services[0].instances.is_some());
     }
@@ -370,7 +385,7 @@ mod tests {
 
     impl Holder {
         fn take(&mut self, publication: &Publication) {
-            let message = v1::WatchResponse::decode(&*publication.since(self.version).encode("e", 60)).unwrap();
+            let message = v1::WatchResponse::decode(&*publication.since(self.version).encode("e", &Notice::default())).unwrap();
             if message.whole {
                 self.routes.clear();
                 self.instances.clear();

@@ -12,7 +12,8 @@ use std::{
 use furt_proto::{
     names::{InstanceId, ServiceName},
     permission::Permission,
-    time::{format_duration, rfc3339},
+    store::v1::{InstanceRecord, StoredTransition},
+    time::{format_duration, rfc3339, rfc3339_ms},
     v1,
 };
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use crate::{
     publication::{Encoded, Part},
     registration::{Registration, Route, RouteKey},
     services::{Admitted, Moment},
-    uptime::Uptime,
+    uptime::{Uptime, WINDOWS},
 };
 
 /// Transitions kept of an instance (DESIGN §5).
@@ -50,6 +51,37 @@ pub struct Transition {
     pub to: State,
     /// Why.
     pub cause: Arc<str>,
+}
+
+impl Transition {
+    fn restored(stored: &StoredTransition) -> Self {
+        Self {
+            unix_ms: stored.unix_ms,
+            from: State::from_word(&stored.from, 0),
+            to: State::from_word(&stored.to, stored.misses),
+            cause: stored.cause.as_str().into(),
+        }
+    }
+
+    fn view(&self) -> v1::Transition {
+        v1::Transition {
+            time: rfc3339_ms(self.unix_ms),
+            from: self.from.word().into(),
+            to: self.to.word().into(),
+            cause: self.cause.to_string(),
+        }
+    }
+}
+
+/// Whether an instance takes new requests, its health aside (DESIGN §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// It does.
+    No,
+    /// An operator drained it: over renewals and restarts, until an operator undoes it.
+    ByOperator,
+    /// Its service says farewell: it is deregistered when its last request is done.
+    Leaving,
 }
 
 /// The last ping.
@@ -82,6 +114,8 @@ pub struct Instance {
     pub registered_unix_ms: i64,
     /// Who registered it last.
     pub peer: IpAddr,
+    /// With an operator's token, which stands for the grant's `from` and token.
+    pub by_operator: bool,
     /// The checked addresses of its url.
     pub addresses: Arc<[SocketAddr]>,
     /// What is known of its health.
@@ -92,11 +126,21 @@ pub struct Instance {
     pub history: VecDeque<Transition>,
     /// UP and DOWN over time.
     pub uptime: Uptime,
+    /// Whether it was restored at furt's start and has not renewed since.
+    pub restored: bool,
+    /// Takes no new requests.
+    pub drain: Drain,
+    /// Why furt.conf no longer allows it; `None`: it does.
+    pub withdrawn: Option<Arc<str>>,
+    /// Sessions that hold it.
+    pub(crate) sessions: u32,
     /// Among all registrations; the newest governs a route.
     pub(crate) order: u64,
     pub(crate) due: Option<Instant>,
     pub(crate) extra_due: Option<Instant>,
     pub(crate) parked_at: Option<Instant>,
+    /// Not to be forgotten before: forgetting it did not work.
+    pub(crate) forget_after: Option<Instant>,
     /// The generation of the probe under way.
     pub(crate) in_flight: Option<u64>,
     pub(crate) generation: u64,
@@ -106,22 +150,28 @@ pub struct Instance {
 }
 
 impl Instance {
-    pub(crate) fn new(admitted: Admitted, number: u32, order: u64, at: Moment) -> Self {
+    pub(crate) fn new(admitted: Admitted, number: u32, at: Moment) -> Self {
         Self {
             number,
             registration: admitted.registration,
             registration_id: admitted.registration_id,
             registered_unix_ms: at.unix_ms,
             peer: admitted.peer,
+            by_operator: admitted.by_operator,
             addresses: admitted.addresses.into(),
             health: Health::default(),
             last_ping: None,
             history: VecDeque::new(),
-            uptime: Uptime::new(at.now),
-            order,
+            uptime: Uptime::new(at.now, at.unix_ms),
+            restored: false,
+            drain: Drain::No,
+            withdrawn: None,
+            sessions: 0,
+            order: admitted.order,
             due: Some(at.now),
             extra_due: None,
             parked_at: None,
+            forget_after: None,
             in_flight: None,
             generation: 0,
             scheduled_at: None,
@@ -134,6 +184,10 @@ impl Instance {
         self.uptime = before.uptime.clone();
         self.uptime.advance(at.now, before.health.state);
         self.history = before.history.clone();
+        // An operator took it out, and only an operator brings it back.
+        if before.drain == Drain::ByOperator {
+            self.drain = Drain::ByOperator;
+        }
         if before.health.state.name() != self.health.state.name() {
             self.note_transition(before.health.state, self.health.state, at, "registered anew");
         }
@@ -182,6 +236,70 @@ impl Instance {
         transition
     }
 
+    /// As the store keeps it.
+    pub(crate) fn record(&self, now: Instant) -> InstanceRecord {
+        let transition = |transition: &Transition| StoredTransition {
+            unix_ms: transition.unix_ms,
+            from: transition.from.word().into(),
+            to: transition.to.word().into(),
+            misses: transition.to.misses(),
+            cause: transition.cause.to_string(),
+        };
+        InstanceRecord {
+            registration: Some(self.registration.to_request()),
+            registration_id: self.registration_id.to_string(),
+            order: self.order,
+            peer: self.peer.to_string(),
+            by_operator: self.by_operator,
+            registered_unix_ms: self.registered_unix_ms,
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            down: !self.health.state.serves(),
+            misses: self.health.state.misses(),
+            drained: self.drain == Drain::ByOperator,
+            timeline: self.history.iter().map(transition).collect(),
+            uptime: Some(self.uptime.stored(now, self.health.state)),
+            last_ping_unix_ms: self.last_ping.as_ref().map_or(0, |ping| ping.unix_ms),
+        }
+    }
+
+    /// As it is after a restart of furt: what was UP or UNKNOWN is UNKNOWN, what was DOWN is DOWN, and all is probed
+    /// at once (DESIGN §7). `alive_unix_ms`: until when furt ran at least. `None`: the record makes no sense.
+    pub(crate) fn restore(record: &InstanceRecord, number: u32, alive_unix_ms: i64, policy: &Policy, at: Moment) -> Option<Self> {
+        let registration = Arc::new(Registration::parse(record.registration.as_ref()?).ok()?);
+        let admitted = Admitted {
+            registration,
+            addresses: record.addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>().ok()?,
+            peer: record.peer.parse().ok()?,
+            by_operator: record.by_operator,
+            registration_id: record.registration_id.as_str().into(),
+            order: record.order,
+        };
+        let mut instance = Self::new(admitted, number, at);
+        instance.registered_unix_ms = record.registered_unix_ms;
+        instance.restored = true;
+        instance.drain = if record.drained { Drain::ByOperator } else { Drain::No };
+        instance.history = record.timeline.iter().rev().take(HISTORY).rev().map(Transition::restored).collect();
+        if let Some(stored) = &record.uptime {
+            instance.uptime = Uptime::restored(stored, alive_unix_ms, at.now, at.unix_ms);
+        }
+        instance.last_ping = (record.last_ping_unix_ms != 0).then(|| LastPing {
+            unix_ms: record.last_ping_unix_ms,
+            response_time: None,
+            error: if record.down { "before furt's start".into() } else { "".into() },
+        });
+        instance.health.state = State::restored(record.down, record.misses, policy);
+        let was = instance.history.back().map_or(State::Unknown { misses: 0 }, |last| last.to);
+        if was.word() != instance.health.state.word() {
+            instance.note_transition(was, instance.health.state, at, "furt started");
+        }
+        Some(instance)
+    }
+
+    /// Whether new requests may go to it at all.
+    pub(crate) fn takes_requests(&self) -> bool {
+        self.health.state.serves() && self.drain == Drain::No && self.withdrawn.is_none()
+    }
+
     /// What of its health a data plane knows: a change of it is a version.
     pub(crate) fn published_state(&self) -> (&'static str, bool, bool) {
         (self.health.state.name(), self.health.state.is_parked(), self.health.suspicion.is_some())
@@ -189,7 +307,8 @@ impl Instance {
 
     /// When it is forgotten if it stays parked.
     pub(crate) fn forget_at(&self, policy: &Policy) -> Option<Instant> {
-        self.parked_at?.checked_add(policy.forget_parked_after?)
+        let due = self.parked_at?.checked_add(policy.forget_parked_after?)?;
+        Some(self.forget_after.map_or(due, |after| due.max(after)))
     }
 
     /// When something is to be done with it; nothing while a probe is under way.
@@ -255,9 +374,26 @@ impl Instance {
             protocol: self.registration.protocol.as_str().into(),
             parked: self.health.state.is_parked(),
             suspect: self.health.suspicion.is_some(),
-            drained: false,
+            drained: self.drain != Drain::No,
             registration_id: self.registration_id.to_string(),
-            withdrawn: false,
+            withdrawn: self.withdrawn.is_some(),
+        }
+    }
+
+    /// All that is known of it, with its uptime and timeline.
+    fn whole_view(&self, now: Instant) -> v1::Instance {
+        let mut counted = self.uptime.clone();
+        counted.advance(now, self.health.state);
+        let uptime = |(window, counted): (&str, crate::uptime::Window)| v1::Uptime {
+            window: window.into(),
+            up_seconds: counted.up_ms / 1000,
+            down_seconds: counted.down_ms / 1000,
+            ratio: counted.ratio(),
+        };
+        v1::Instance {
+            uptime: WINDOWS.into_iter().zip(counted.windows()).map(uptime).collect(),
+            timeline: self.history.iter().map(Transition::view).collect(),
+            ..self.view()
         }
     }
 
@@ -281,7 +417,12 @@ impl Instance {
             protocol: registration.protocol.as_str().into(),
             metadata: registration.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
-            ..Default::default()
+            drained: self.drain != Drain::No,
+            withdrawn: self.withdrawn.as_deref().unwrap_or_default().into(),
+            restored: self.restored,
+            session: self.sessions > 0,
+            uptime: Vec::new(),
+            timeline: Vec::new(),
         }
     }
 }
@@ -396,12 +537,21 @@ impl Service {
         Encoded::new(Part::Instances(self.name.clone()), v1::InstanceSet { instances, digest: 0 })
     }
 
-    /// All that furt knows of it.
+    /// What lists show of it.
     pub fn view(&self) -> v1::Service {
+        self.with(Instance::view)
+    }
+
+    /// All that furt knows of it, with the uptime and timeline of each instance.
+    pub fn whole_view(&self, now: Instant) -> v1::Service {
+        self.with(|instance| instance.whole_view(now))
+    }
+
+    fn with(&self, instance: impl FnMut(&Instance) -> v1::Instance) -> v1::Service {
         v1::Service {
             service: self.name.to_string(),
             status: self.state().name().into(),
-            instances: self.instances.values().map(Instance::view).collect(),
+            instances: self.instances.values().map(instance).collect(),
             routes: self.route_views().collect(),
         }
     }
@@ -418,7 +568,7 @@ impl Service {
                 permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
                 public: route.public,
                 r#static: false,
-                active: declaring().any(|instance| instance.health.state.serves()),
+                active: declaring().any(Instance::takes_requests),
                 instances: declaring().map(|instance| instance.registration.instance.to_string()).collect(),
                 timeout: route.timeout.map(format_duration).unwrap_or_default(),
             }

@@ -39,6 +39,8 @@ pub enum Code {
     RateLimited,
     /// For now it cannot be done.
     Unavailable,
+    /// It cannot be made durable for now.
+    StoreUnavailable,
     /// A fault of furt's own.
     Internal,
 }
@@ -62,6 +64,7 @@ impl Code {
             Self::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", Grpc::ResourceExhausted, StatusCode::PAYLOAD_TOO_LARGE),
             Self::RateLimited => ("RATE_LIMIT_EXCEEDED", Grpc::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS),
             Self::Unavailable => ("SERVICE_UNAVAILABLE", Grpc::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
+            Self::StoreUnavailable => ("STORE_UNAVAILABLE", Grpc::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
             Self::Internal => ("INTERNAL", Grpc::Internal, StatusCode::INTERNAL_SERVER_ERROR),
         }
     }

@@ -13,7 +13,7 @@ use furt_proto::{
     path::canonical,
     pattern::RoutePattern,
     permission::Permission,
-    time::parse_duration,
+    time::{format_duration, parse_duration},
     url::UpstreamUrl,
     v1,
 };
@@ -119,6 +119,30 @@ impl Registration {
         }
     }
 
+    /// As it could have been sent, every default spelled out: what the store keeps.
+    pub fn to_request(&self) -> v1::RegisterRequest {
+        let route = |route: &Route| v1::Route {
+            method: route.key.method.to_string(),
+            path: route.key.pattern.to_string(),
+            permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
+            host: route.key.host.to_string(),
+            public: route.public,
+            timeout: route.timeout.map(format_duration).unwrap_or_default(),
+        };
+        v1::RegisterRequest {
+            service: self.service.to_string(),
+            url: self.url.to_string(),
+            health_endpoint: self.health_endpoint.clone(),
+            routes: self.routes.iter().map(route).collect(),
+            instance: self.instance.to_string(),
+            version: self.version.clone(),
+            weight: Some(self.weight),
+            metadata: self.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            protocol: self.protocol.as_str().into(),
+            dry_run: false,
+        }
+    }
+
     /// Whether `self` after `before` is the same instance going on, rather than a new start.
     pub fn continues(&self, before: &Self) -> bool {
         self.url == before.url && self.health_endpoint == before.health_endpoint && self.protocol == before.protocol
@@ -195,6 +219,26 @@ impl Draft {
         };
         let registration = if faults.is_empty() { whole() } else { None };
         Self { registration, service, url, protocol, instance, routes: drafts, faults }
+    }
+
+    /// Of a registration that was read before.
+    pub fn of(registration: Registration) -> Self {
+        let route = |route: &Route| DraftRoute {
+            host: Some(route.key.host.clone()),
+            method: Some(route.key.method.clone()),
+            pattern: Some(route.key.pattern.clone()),
+            permission: route.permission.clone(),
+            public: route.public,
+        };
+        Self {
+            service: Some(registration.service.clone()),
+            url: Some(registration.url.clone()),
+            protocol: Some(registration.protocol),
+            instance: Some(registration.instance.clone()),
+            routes: registration.routes.iter().map(route).collect(),
+            registration: Some(registration),
+            faults: Vec::new(),
+        }
     }
 
     /// Adds what decoding found already. A field that was not decoded is not blamed a second time for being empty,

@@ -1,15 +1,17 @@
-//! The registry: the one lock around the services; admit, apply and publish in one critical section.
+//! The registry: the one lock around the services, and what gRPC and JSON both call.
 //!
-//! Here: what gRPC and JSON both call, and what the monitor, the resolver and the snapshots ask. Not here:
-//! decisions (`admission`, `services`), wire shapes of HTTP, sockets.
+//! Here: registering, deregistering, probing, reading; what the monitor asks. In `committer` what makes a change durable
+//! before it counts, in `draining` farewells, in `rules` furt.conf and its reloads, in `planes` the data planes, in
+//! `naming` the names of hosts, in `sessions` the sessions. Not here: decisions (`admission`, `services`), wire shapes
+//! of HTTP, sockets.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use furt_proto::{
     names::{InstanceId, NameError, ServiceName, quoted},
     time::unix_ms_now,
@@ -20,27 +22,44 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use ulid::Ulid;
 
 use crate::{
-    admission::{Admission, Resolved},
+    admission::{Resolved, Who},
     config::Config,
+    events::Events,
     identity::{Action, Peer, authorize},
     limits::Limits,
     machine::ThisMachine,
+    publication::Notice,
     published,
+    records::{Change, Drain},
     refusal::{Code, Fault, Refusal},
     registration::{Draft, Registration},
-    resolve::{Lookup, Resolver, SystemLookup, Wanted, with_port},
-    services::{Admitted, Due, Moment, Seen, Services, Ticket},
+    resolve::{Lookup, Resolver, SystemLookup, with_port},
+    services::{Admitted, Applied, Due, Moment, Seen, Services, Ticket},
     snapshots::Snapshots,
+    store::{Memory, Store},
     telemetry::{Gauges, InstanceRow, Registered, Telemetry},
 };
+
+mod committer;
+mod draining;
+mod naming;
+mod planes;
+mod rules;
+mod sessions;
+
+use committer::{Changes, Done, Operation, Registering};
+use planes::Planes;
+pub use rules::Reloaded;
+use rules::Rules;
 
 /// How long an answer waits for the data plane of the same process to install what it tells of.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Services that one hold of the lock turns into answers.
 const CHUNK: usize = 64;
+/// Events that are kept for those who come back.
+const EVENTS: usize = 10_000;
 
 /// The registry; clones share it.
 #[derive(Clone)]
@@ -49,19 +68,26 @@ pub struct Registry {
 }
 
 struct Shared {
-    config: Arc<Config>,
+    /// furt.conf, and admission by it.
+    rules: ArcSwap<Rules>,
     epoch: String,
     began: Instant,
-    admission: Admission,
     resolver: Resolver,
     telemetry: Telemetry,
+    /// One call at a time, on a thread that may block if it does.
+    store: Arc<Mutex<Box<dyn Store>>>,
+    store_blocks: bool,
     state: Mutex<State>,
     /// Tells subscribers that there is something newer; they read what under the lock.
     changed: watch::Sender<Stamp>,
     /// Tells the monitor that something may be due sooner than it thinks.
     due: Notify,
+    /// Tells the resolver that furt.conf names other hosts.
+    renamed: Notify,
     /// The version that every data plane of this process has installed; `None` while there is none.
     installed: watch::Sender<Option<u64>>,
+    /// Counts what data planes said of requests in flight.
+    counted: watch::Sender<u64>,
     closed: CancellationToken,
 }
 
@@ -70,52 +96,77 @@ pub(crate) struct State {
     limits: Limits,
     /// The addresses of each static route, in the order of furt.conf.
     statics: Vec<Vec<SocketAddr>>,
-    /// Data planes of this process and what they have installed.
-    local: HashMap<u64, u64>,
-    last_local: u64,
+    planes: Planes,
+    changes: Changes,
+    /// What furt lacks, for `/health`.
+    issues: Vec<String>,
+    /// Counts what subscribers are told besides the version: issues, intervals, whether all is known.
+    notices: u64,
 }
 
-/// What there is to tell: the version, and the newest report.
+/// What there is to tell: the version, the newest report, the newest notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Stamp {
     pub version: u64,
     pub report: u64,
+    pub notice: u64,
 }
 
 impl Registry {
-    /// Empty, with a new epoch; names are looked up by the system.
+    /// Empty, with a new epoch; names are looked up by the system, nothing outlives it.
     pub fn new(config: Config) -> Self {
-        Self::with_lookup(config, Arc::new(SystemLookup))
+        Self::with_store(config, Box::new(Memory::default()))
     }
 
-    /// Empty, with a new epoch and another way to look names up.
-    pub fn with_lookup(config: Config, lookup: Arc<dyn Lookup>) -> Self {
+    /// With a new epoch, over a store; [`Registry::restore`] reads it.
+    pub fn with_store(config: Config, store: Box<dyn Store>) -> Self {
+        Self::with_lookup(config, Arc::new(SystemLookup), store)
+    }
+
+    /// With another way to look names up.
+    pub fn with_lookup(config: Config, lookup: Arc<dyn Lookup>, store: Box<dyn Store>) -> Self {
         let config = Arc::new(config);
+        let store_blocks = store.blocks();
         let statics = published::literal_addresses(&config);
         let mut services = Services::new(config.probing.clone());
         services.publication_mut().publish(published::parts(&config, &statics));
-        let stamp = Stamp { version: services.publication().version(), report: 0 };
-        let limits = Limits::new(config.registration_rate);
-        let state = State { services, limits, statics, local: HashMap::new(), last_local: 0 };
+        let stamp = Stamp { version: services.publication().version(), ..Stamp::default() };
+        let state = State {
+            services,
+            limits: Limits::new(config.registration_rate),
+            statics,
+            planes: Planes::default(),
+            // What blocks has something to read first.
+            changes: Changes::new(!store_blocks),
+            issues: Vec::new(),
+            notices: 0,
+        };
+        let epoch = format!("{:032x}", fastrand::u128(..));
         let shared = Arc::new_cyclic(|weak| Shared {
-            epoch: format!("{:032x}", fastrand::u128(..)),
             began: Instant::now(),
-            admission: Admission::new(config.clone()),
+            rules: ArcSwap::from_pointee(Rules::new(config)),
             resolver: Resolver::new(lookup),
-            telemetry: Telemetry::new(AtScrape(weak.clone())),
+            telemetry: Telemetry::new(AtScrape(weak.clone()), Events::new(&epoch, EVENTS)),
+            epoch,
+            store: Arc::new(Mutex::new(store)),
+            store_blocks,
             state: Mutex::new(state),
             changed: watch::Sender::new(stamp),
             due: Notify::new(),
+            renamed: Notify::new(),
             installed: watch::Sender::new(None),
+            counted: watch::Sender::new(0),
             closed: CancellationToken::new(),
-            config,
         });
         Self { shared }
     }
 
-    /// What furt.conf says.
-    pub fn config(&self) -> &Config {
-        &self.shared.config
+    /// What furt.conf says now.
+    pub fn config(&self) -> Arc<Config> {
+        self.rules().config.clone()
+    }
+    fn rules(&self) -> Arc<Rules> {
+        self.shared.rules.load_full()
     }
     /// This life of the control plane.
     pub fn epoch(&self) -> &str {
@@ -124,6 +175,10 @@ impl Registry {
     /// Events and their counts.
     pub fn telemetry(&self) -> &Telemetry {
         &self.shared.telemetry
+    }
+    /// What happens, for those who watch.
+    pub fn events(&self) -> &Events {
+        self.shared.telemetry.events()
     }
     /// The control plane's metrics in text form, without an end mark.
     pub fn metrics(&self, out: &mut String) {
@@ -137,6 +192,7 @@ impl Registry {
     /// Ends every Watch stream: for shutdown.
     pub fn close(&self) {
         self.shared.closed.cancel();
+        self.events().close();
     }
 
     /// Registers, renews, changes or dry-runs. `faults` is what decoding found already.
@@ -160,59 +216,76 @@ impl Registry {
         request: &v1::RegisterRequest,
         faults: Vec<Fault>,
     ) -> Result<(v1::RegisterResponse, u64), Refusal> {
-        let address = authorize(self.config(), peer, Action::Register, None)?.address;
-        self.check_rate(address, request)?;
+        let rules = self.rules();
+        let address = authorize(&rules.config, peer, Action::Register, None)?.address;
+        self.check_rate(&rules.config, address, request)?;
         let mut draft = Draft::read(request).with_decoding(faults);
-        let resolved = self.resolve(&draft).await;
+        let resolved = self.resolve(&rules, &draft).await;
         let mut faults = std::mem::take(&mut draft.faults);
-        faults.extend(self.shared.admission.granted(peer, address, &draft, resolved.as_ref(), &self.machine()));
+        let machine = ThisMachine::of(&rules.config);
+        faults.extend(rules.admission.granted(&Who::Asks(peer), address, &draft, resolved.as_ref(), &machine));
 
-        let state = self.lock();
-        let (unclaimed, warnings) = self.shared.admission.unclaimed(&draft, &state.services);
+        match self.decide(rules, peer, address, draft, faults, resolved, request.dry_run)? {
+            Decided::Answered(answer, carried_by) => Ok((*answer, carried_by)),
+            Decided::Waits(registering) => match self.submit(Operation::Register(registering)).await? {
+                Done::Registered { answer, carried_by } => Ok((answer, carried_by)),
+                Done::Changed { .. } => Err(Refusal::one(Code::Internal, "a registration was taken for something else")),
+            },
+        }
+    }
+
+    /// Under the lock: what others hold, and what is answered at once: refusals, dry runs, and the same again.
+    #[allow(clippy::too_many_arguments, reason = "all that was found out before the lock")]
+    fn decide(
+        &self,
+        rules: Arc<Rules>,
+        peer: &Peer,
+        address: IpAddr,
+        mut draft: Draft,
+        mut faults: Vec<Fault>,
+        resolved: Option<Resolved>,
+        dry_run: bool,
+    ) -> Result<Decided, Refusal> {
+        let mut state = self.lock();
+        let (unclaimed, warnings) = rules.admission.unclaimed(&draft, &state.services);
         faults.extend(unclaimed);
-        let Some(registration) = draft.registration.filter(|_| faults.is_empty()) else { return Err(faults.into()) };
+        let Some(registration) = draft.registration.take().filter(|_| faults.is_empty()) else { return Err(faults.into()) };
+        let (change, registration_id, status) = state.services.preview(&registration);
         let mut answer = v1::RegisterResponse {
             service: registration.service.to_string(),
             instance: registration.instance.to_string(),
             routes: u32::try_from(registration.routes.len()).unwrap_or(u32::MAX),
             warnings,
             epoch: self.shared.epoch.clone(),
-            renew_after_seconds: self.shared.config.probing.renew_after_seconds(),
-            ..Default::default()
+            renew_after_seconds: rules.config.probing.renew_after_seconds(),
+            registration_id: registration_id.to_string(),
+            status: status.name().into(),
+            version: state.services.publication().version(),
         };
-        if request.dry_run {
-            let (_, registration_id, status) = state.services.preview(&registration);
-            answer.registration_id = registration_id.to_string();
-            answer.status = status.name().into();
-            answer.version = state.services.publication().version();
+        if dry_run {
             drop(state);
             self.telemetry().dry_run(&registration.service, address);
-            return Ok((answer, 0));
+            return Ok(Decided::Answered(answer.into(), 0));
         }
-        let addresses = with_port(&resolved.and_then(Result::ok).unwrap_or_default(), &registration.url);
-        let carried_by = self.apply(state, registration, addresses, address, &mut answer);
-        Ok((answer, carried_by))
+        let addresses = with_port(&resolved.clone().and_then(Result::ok).unwrap_or_default(), &registration.url);
+        let by_operator = peer.bears_operator_token(&rules.config);
+        let admitted = Admitted { registration: Arc::new(registration), addresses, peer: address, by_operator, registration_id, order: 0 };
+        // The same again is durable already, so it waits for no store; but never before a change that waits for it.
+        if change == Change::Renewed && state.changes.is_quiet(&admitted.registration.service) {
+            let applied = state.services.register(admitted.clone(), moment());
+            self.store_soon(&mut state);
+            self.publish(state);
+            self.shared.due.notify_one();
+            self.tell_registered(&admitted, &applied);
+            fill(&mut answer, &applied);
+            return Ok(Decided::Answered(answer.into(), applied.carried_by));
+        }
+        Ok(Decided::Waits(Box::new(Registering { rules, peer: peer.clone(), draft, resolved, admitted, answer })))
     }
 
-    /// Under the lock it is given: apply and publish. After it: tell and log.
-    fn apply(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        registration: Registration,
-        addresses: Vec<SocketAddr>,
-        peer: IpAddr,
-        answer: &mut v1::RegisterResponse,
-    ) -> u64 {
-        let at = moment();
-        let registration = Arc::new(registration);
-        let registration_id = Ulid::from_parts(u64::try_from(at.unix_ms).unwrap_or(0), fastrand::u128(..)).to_string();
-        let admitted = Admitted { registration: registration.clone(), addresses, peer, registration_id: registration_id.into() };
-        let applied = state.services.register(admitted, at);
-        self.publish(state);
-        self.shared.due.notify_one();
-        answer.registration_id = applied.registration_id.to_string();
-        answer.status = applied.state.name().into();
-        answer.version = applied.version;
+    /// Tells what registering did, after the lock.
+    fn tell_registered(&self, admitted: &Admitted, applied: &Applied) {
+        let registration = &admitted.registration;
         let registered = Registered {
             service: &registration.service,
             instance: &registration.instance,
@@ -222,17 +295,16 @@ impl Registry {
             registration_id: &applied.registration_id,
             version: applied.version,
         };
-        self.telemetry().registered(peer, &registered);
+        self.telemetry().registered(admitted.peer, &registered);
         if let Some(transition) = &applied.transition {
             self.telemetry().transition(&registration.service, &registration.instance, transition);
         }
         if !applied.loosened.is_empty() {
             self.telemetry().loosened(&registration.service, &registration.instance, &applied.loosened);
         }
-        applied.carried_by
     }
 
-    fn check_rate(&self, address: IpAddr, request: &v1::RegisterRequest) -> Result<(), Refusal> {
+    fn check_rate(&self, config: &Config, address: IpAddr, request: &v1::RegisterRequest) -> Result<(), Refusal> {
         let service: Option<ServiceName> = if request.dry_run { None } else { request.service.parse().ok() };
         let now = u64::try_from(self.shared.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let wait = match self.lock().limits.check(address, service.as_ref(), now) {
@@ -240,23 +312,22 @@ impl Registry {
             Err(wait) => wait,
         };
         let seconds = wait.as_secs() + 1;
-        let message = format!(
-            "too many registrations from {address}: registration_rate is {}; try again in {seconds} s",
-            self.config().registration_rate
-        );
+        let rate = config.registration_rate;
+        let message = format!("too many registrations from {address}: registration_rate is {rate}; try again in {seconds} s");
         Err(Refusal { retry_after: Some(wait), ..Refusal::one(Code::RateLimited, message) })
     }
 
     /// Looks the url's host up when it is worth it: nobody without a grant makes furt ask a name server.
-    async fn resolve(&self, draft: &Draft) -> Option<Resolved> {
+    async fn resolve(&self, rules: &Rules, draft: &Draft) -> Option<Resolved> {
         let url = draft.url.as_ref()?;
-        self.shared.admission.grant(draft.service.as_ref()?)?;
+        rules.admission.grant(draft.service.as_ref()?)?;
         Some(self.shared.resolver.resolve(url).await)
     }
 
-    /// Takes one instance out, or a whole service. Answers when the data plane of the same process knows.
+    /// Takes one instance out, or a whole service. Answers when that is durable and the data plane of the same process
+    /// knows.
     pub async fn deregister(&self, peer: &Peer, request: v1::DeregisterRequest) -> Result<v1::DeregisterResponse, Refusal> {
-        let answer = self.try_deregister(peer, &request);
+        let answer = self.try_deregister(peer, &request).await;
         if let Err(refusal) = &answer {
             self.telemetry().deregistration_refused(&request.service, peer.address, refusal);
         }
@@ -265,34 +336,25 @@ impl Registry {
         Ok(answer)
     }
 
-    fn try_deregister(&self, peer: &Peer, request: &v1::DeregisterRequest) -> Result<v1::DeregisterResponse, Refusal> {
-        let (name, id) = names(&request.service, &request.instance)?;
-        let action = if id.is_some() { Action::Deregister } else { Action::DeregisterService };
-        authorize(self.config(), peer, action, Some(&name))?;
-        if id.is_none() && !request.registration_id.is_empty() {
-            let fault = Fault::new("registration_id", Code::Validation, "a registration_id is one instance's: name the instance");
-            return Err(fault.into());
-        }
-        let mut state = self.lock();
-        let instances = state.services.deregister(&name, id.as_ref(), &request.registration_id)?;
-        let gone = state.services.get(name.as_str()).is_none();
-        let version = self.publish(state);
+    async fn try_deregister(&self, peer: &Peer, request: &v1::DeregisterRequest) -> Result<v1::DeregisterResponse, Refusal> {
+        let (service, instance) = names(&request.service, &request.instance)?;
+        let action = if instance.is_some() { Action::Deregister } else { Action::DeregisterService };
+        authorize(&self.config(), peer, action, Some(&service))?;
+        of_one_instance(instance.as_ref(), &request.registration_id)?;
         let who = peer.address.map(|address| address.to_string()).unwrap_or_default();
-        self.telemetry().deregistered(&name, &instances, &format!("asked for by {who}"), gone);
-        Ok(v1::DeregisterResponse { service: name.to_string(), instances: instances.iter().map(ToString::to_string).collect(), version })
-    }
-
-    /// Sends instances no new requests.
-    pub async fn drain(&self, _peer: &Peer, _request: v1::DrainRequest) -> Result<v1::DrainResponse, Refusal> {
-        Err(Refusal::one(Code::Unavailable, "not yet"))
+        let (registration_id, cause) = (request.registration_id.as_str().into(), format!("asked for by {who}"));
+        let name = service.to_string();
+        let (instances, version) = self.change(Operation::Remove { service, instance, registration_id, cause, forgotten: false }).await?;
+        Ok(v1::DeregisterResponse { service: name, instances: instances.iter().map(ToString::to_string).collect(), version })
     }
 
     /// Makes probes due now, also of parked instances.
     pub fn probe(&self, peer: &Peer, request: v1::ProbeRequest) -> Result<v1::ProbeResponse, Refusal> {
         let (name, id) = names(&request.service, &request.instance)?;
-        authorize(self.config(), peer, Action::Probe, Some(&name))?;
+        authorize(&self.config(), peer, Action::Probe, Some(&name))?;
         let mut state = self.lock();
         let woken = state.services.wake(&name, id.as_ref(), moment())?;
+        self.store_soon(&mut state);
         self.publish(state);
         self.shared.due.notify_one();
         for (id, transition) in &woken {
@@ -303,9 +365,10 @@ impl Registry {
         Ok(v1::ProbeResponse { service: name.to_string(), instances: woken.iter().map(|(id, _)| id.to_string()).collect() })
     }
 
-    /// One service.
+    /// One service, with the uptime and timeline of its instances.
     pub fn get_service(&self, name: &str) -> Result<v1::Service, Refusal> {
-        let service = self.lock().services.get(name).map(|service| service.view());
+        let now = Instant::now();
+        let service = self.lock().services.get(name).map(|service| service.whole_view(now));
         service.ok_or_else(|| Refusal::one(Code::NotFound, format!("{} is not registered", quoted(name))))
     }
 
@@ -319,7 +382,7 @@ impl Registry {
     pub fn list_routes(&self, request: &v1::ListRoutesRequest) -> v1::ListRoutesResponse {
         let routes = match request.service.as_str() {
             "" => {
-                let mut routes = published::static_views(self.config());
+                let mut routes = published::static_views(&self.config());
                 routes.extend(self.walk(|service, out| out.extend(service.route_views())));
                 routes
             }
@@ -356,21 +419,27 @@ impl Registry {
         }
     }
 
-    fn machine(&self) -> ThisMachine<'_> {
-        ThisMachine::of(&self.shared.config)
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.lock()
     }
 
     /// Lets go of the lock and tells the subscribers what there is; the version now.
     fn publish(&self, state: MutexGuard<'_, State>) -> u64 {
-        let stamp = Stamp { version: state.services.publication().version(), report: state.services.last_report() };
+        let stamp = Stamp { version: state.services.publication().version(), report: state.services.last_report(), notice: state.notices };
         // Under the lock, so that stamps never go back.
         self.shared.changed.send_if_modified(|last| std::mem::replace(last, stamp) != stamp);
         drop(state);
         stamp.version
+    }
+
+    /// What goes with every message to a subscriber.
+    pub(crate) fn notice(&self, state: &State) -> Notice {
+        Notice {
+            number: state.notices,
+            renew_after_seconds: self.config().probing.renew_after_seconds(),
+            partial: !state.changes.is_loaded(),
+            issues: state.issues.clone(),
+        }
     }
 
     fn stamp(&self) -> Stamp {
@@ -396,20 +465,21 @@ impl Registry {
     /// Takes up to `most` probes that are due; parked instances whose time is over are forgotten on the way.
     pub(crate) fn take_due(&self, now: Instant, most: usize) -> Vec<Ticket> {
         let mut tickets = Vec::new();
-        let mut forgotten = Vec::new();
         let mut state = self.lock();
         while tickets.len() < most {
             match state.services.take_due(now) {
                 Some(Due::Probe(ticket)) => tickets.push(ticket),
-                Some(Due::Forgotten(service, instance)) => forgotten.push((service, instance)),
+                Some(Due::Forget(service, instance, registration_id)) => {
+                    let cause = "parked for longer than forget_parked_after".to_owned();
+                    let instance = Some(instance);
+                    // It waits for the store like any other; when that fails, its turn comes again.
+                    self.enqueue(&mut state, Operation::Remove { service, instance, registration_id, cause, forgotten: true }, None);
+                }
                 Some(Due::Kept) => {}
                 None => break,
             }
         }
         self.publish(state);
-        for (service, instance) in forgotten {
-            self.telemetry().deregistered(&service, &[instance], "parked for longer than forget_parked_after", false);
-        }
         tickets
     }
 
@@ -417,131 +487,13 @@ impl Registry {
     pub(crate) fn record(&self, ticket: &Ticket, seen: &Seen, began: Instant, jitter: f64) {
         let mut state = self.lock();
         let recorded = state.services.record(ticket, seen, began, moment(), jitter);
+        self.store_soon(&mut state);
         self.publish(state);
         // A late answer says nothing about the registration that holds now.
         let Some(recorded) = recorded else { return };
         self.telemetry().probed(ticket, seen, recorded.misses);
         if let Some(transition) = &recorded.transition {
             self.telemetry().transition(&ticket.service, &ticket.instance, transition);
-        }
-    }
-}
-
-/// What the snapshots ask.
-impl Registry {
-    pub(crate) fn follow(&self) -> watch::Receiver<Stamp> {
-        self.shared.changed.subscribe()
-    }
-    pub(crate) fn closed(&self) -> &CancellationToken {
-        &self.shared.closed
-    }
-
-    /// A data plane of this process begins to follow.
-    pub(crate) fn attach_local(&self) -> u64 {
-        let mut state = self.lock();
-        state.last_local += 1;
-        let id = state.last_local;
-        state.local.insert(id, 0);
-        self.tell_installed(&state);
-        id
-    }
-    /// It has installed a version.
-    pub(crate) fn local_installed(&self, id: u64, version: u64) {
-        let mut state = self.lock();
-        if let Some(installed) = state.local.get_mut(&id) {
-            *installed = version;
-        }
-        self.tell_installed(&state);
-    }
-    /// It has left.
-    pub(crate) fn detach_local(&self, id: u64) {
-        let mut state = self.lock();
-        state.local.remove(&id);
-        self.tell_installed(&state);
-    }
-    fn tell_installed(&self, state: &State) {
-        let least = state.local.values().copied().min();
-        self.shared.installed.send_if_modified(|last| std::mem::replace(last, least) != least);
-    }
-
-    /// A data plane could not connect.
-    pub(crate) fn suspect(&self, suspicion: &v1::Suspicion) {
-        let mut state = self.lock();
-        let suspected = state.services.suspect(&suspicion.service, suspicion.instance, &suspicion.registration_id, moment());
-        self.publish(state);
-        if let Some(instance) = suspected {
-            self.shared.due.notify_one();
-            let reason: String = suspicion.reason.chars().take(200).collect();
-            self.telemetry().suspected(&suspicion.service, &instance, &reason);
-        }
-    }
-}
-
-/// Whose addresses may change: an instance under one registration.
-pub(crate) struct NamedInstance {
-    service: ServiceName,
-    instance: InstanceId,
-    registration_id: Arc<str>,
-    peer: IpAddr,
-}
-
-/// What the resolver asks.
-impl Registry {
-    pub(crate) fn resolver(&self) -> &Resolver {
-        &self.shared.resolver
-    }
-
-    /// Static routes whose url is a name, by their place in furt.conf.
-    pub(crate) fn static_names(&self) -> Vec<Wanted<usize>> {
-        let routes = self.config().published.static_routes.iter().enumerate();
-        routes.filter(|(_, route)| route.url.address().is_none()).map(|(user, route)| Wanted { url: route.url.clone(), user }).collect()
-    }
-
-    /// An operator wrote the name, so whatever it stands for is taken.
-    pub(crate) fn static_resolved(&self, wanted: &Wanted<usize>, answer: Resolved) {
-        let name = self.config().published.static_routes.get(wanted.user).map(|route| route.name.clone()).unwrap_or_default();
-        let addresses = match answer {
-            Ok(addresses) => with_port(&addresses, &wanted.url),
-            Err(error) => return self.telemetry().not_resolved(&name, wanted.url.host(), &error),
-        };
-        let mut state = self.lock();
-        match state.statics.get_mut(wanted.user) {
-            Some(known) if *known != addresses => *known = addresses.clone(),
-            _ => return,
-        }
-        let part = published::static_routes(&self.shared.config, &state.statics);
-        state.services.publication_mut().publish([part]);
-        self.publish(state);
-        self.telemetry().resolved(&name, wanted.url.host(), &format!("{addresses:?}"));
-    }
-
-    /// Instances whose url is a name.
-    pub(crate) fn registered_names(&self) -> Vec<Wanted<NamedInstance>> {
-        self.walk(|service, out| {
-            for (id, instance) in service.instances.iter().filter(|(_, instance)| instance.registration.url.address().is_none()) {
-                let user = NamedInstance {
-                    service: service.name.clone(),
-                    instance: id.clone(),
-                    registration_id: instance.registration_id.clone(),
-                    peer: instance.peer,
-                };
-                out.push(Wanted { url: instance.registration.url.clone(), user });
-            }
-        })
-    }
-
-    /// What a registered name stands for now, checked as at registration; the last good addresses stay otherwise.
-    pub(crate) fn registered_resolved(&self, wanted: &Wanted<NamedInstance>, answer: Resolved) {
-        let Wanted { url, user } = wanted;
-        if let Some(fault) = self.shared.admission.addresses(&user.service, user.peer, url, &answer, &self.machine()) {
-            return self.telemetry().not_resolved(user.service.as_str(), url.host(), &fault.message);
-        }
-        let addresses = with_port(&answer.unwrap_or_default(), url);
-        let mut state = self.lock();
-        let changed = state.services.set_addresses(&user.service, &user.instance, &user.registration_id, addresses.clone());
-        self.publish(state);
-        if changed {
-            self.telemetry().resolved(user.service.as_str(), url.host(), &format!("{addresses:?}"));
         }
     }
 }
@@ -577,6 +529,14 @@ impl Gauges for AtScrape {
     }
 }
 
+/// What is to be done about a registration.
+enum Decided {
+    /// Nothing more; the version that carries the service.
+    Answered(Box<v1::RegisterResponse>, u64),
+    /// It counts once it is durable.
+    Waits(Box<Registering>),
+}
+
 /// Now, on both clocks.
 pub(crate) fn moment() -> Moment {
     Moment { now: Instant::now(), unix_ms: unix_ms_now() }
@@ -592,6 +552,22 @@ fn names(service: &str, instance: &str) -> Result<(ServiceName, Option<InstanceI
         (Ok(name), Ok(id)) => Ok((name, id)),
         _ => Err(faults.into()),
     }
+}
+
+/// A registration_id names one instance's registration.
+fn of_one_instance(instance: Option<&InstanceId>, registration_id: &str) -> Result<(), Refusal> {
+    if instance.is_none() && !registration_id.is_empty() {
+        let fault = Fault::new("registration_id", Code::Validation, "a registration_id is one instance's: name the instance");
+        return Err(fault.into());
+    }
+    Ok(())
+}
+
+/// What an answer says once the registration is applied.
+fn fill(answer: &mut v1::RegisterResponse, applied: &Applied) {
+    answer.registration_id = applied.registration_id.to_string();
+    answer.status = applied.state.name().into();
+    answer.version = applied.version;
 }
 
 #[cfg(test)]

@@ -131,6 +131,7 @@ impl Refresher {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                () = self.registry.names_changed() => {}
                 () = sleep_until(next) => {}
             }
         }

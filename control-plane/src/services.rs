@@ -4,13 +4,16 @@
 //! clocks, locks, logs. Withdrawn is not removed: routes stay owned and published while their instances are down.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use furt_proto::names::{InstanceId, ServiceName};
+use furt_proto::{
+    names::{InstanceId, ServiceName},
+    store::v1::InstanceRecord,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -18,13 +21,13 @@ use crate::{
     claims::Claims,
     health::{Health, Outcome, Policy, State},
     publication::Publication,
-    records::{Change, Instance, LastPing, Merged, Service, Transition},
+    records::{Change, Drain, Instance, LastPing, Merged, Service, Transition},
     refusal::{Code, Refusal},
     registration::{Registration, RouteKey},
 };
 
 /// A registration that was admitted, with all that applying it needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Admitted {
     /// What was registered.
     pub registration: Arc<Registration>,
@@ -32,8 +35,12 @@ pub struct Admitted {
     pub addresses: Vec<SocketAddr>,
     /// Who registered it.
     pub peer: IpAddr,
+    /// With an operator's token.
+    pub by_operator: bool,
     /// The id it gets if it is a new start.
     pub registration_id: Arc<str>,
+    /// Its place among all registrations if its routes are new, from [`Services::next_order`].
+    pub order: u64,
 }
 
 /// When something happens, on both clocks: decisions use the first, display the second.
@@ -79,6 +86,8 @@ pub struct Ticket {
     pub registration_id: Arc<str>,
     /// Instances with the same host in their url; what its share of the probes is sized from.
     pub host_instances: usize,
+    /// Whether it has registered or renewed since furt's start.
+    pub registered: bool,
     number: u32,
     generation: u64,
     extra: bool,
@@ -96,6 +105,7 @@ impl Ticket {
             addresses: addresses.into(),
             registration_id: "r".into(),
             host_instances: 1,
+            registered: true,
             number: 1,
             generation: 1,
             extra: false,
@@ -125,6 +135,8 @@ pub struct Recorded {
 
 /// How long until a probe that furt could not make is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long until a parked instance that could not be forgotten is tried again.
+const FORGET_AGAIN: Duration = Duration::from_secs(60);
 /// The most that the schedule adds to or takes from an interval.
 const JITTER: f64 = 0.1;
 
@@ -145,6 +157,8 @@ pub struct Services {
     last_order: u64,
     last_report: u64,
     reports: BTreeMap<u64, (ServiceName, InstanceId)>,
+    /// Instances of which the store does not have all yet: changes that nobody waits for.
+    dirty: BTreeSet<(ServiceName, InstanceId)>,
 }
 
 impl Services {
@@ -162,6 +176,7 @@ impl Services {
             last_order: 0,
             last_report: 0,
             reports: BTreeMap::new(),
+            dirty: BTreeSet::new(),
         }
     }
 
@@ -173,6 +188,14 @@ impl Services {
     pub fn from(&self, after: Option<&ServiceName>) -> impl Iterator<Item = (&ServiceName, &Service)> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.services.range::<ServiceName, _>((after.map_or(Unbounded, Excluded), Unbounded))
+    }
+    /// How many services there are.
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
     }
     /// How many instances there are.
     pub fn instances(&self) -> usize {
@@ -187,6 +210,12 @@ impl Services {
         &mut self.publication
     }
 
+    /// Whether this registration is the one that holds, and which instance it is.
+    pub fn current(&self, name: &str, id: &str, registration_id: &str) -> Option<&Instance> {
+        let instance = self.services.get(name)?.instances.get(id)?;
+        (*instance.registration_id == *registration_id).then_some(instance)
+    }
+
     /// What registering would do, without doing it: the change, the id it would answer and the state.
     pub fn preview(&self, registration: &Registration) -> (Change, Arc<str>, State) {
         match self.instance(&registration.service, registration.instance.as_str()) {
@@ -195,6 +224,51 @@ impl Services {
                 change => (change, instance.registration_id.clone(), instance.health.state),
             },
             None => (Change::Started, "".into(), Health::default().state),
+        }
+    }
+
+    /// A place among all registrations: the newest governs a route. Places may stay unused.
+    pub fn next_order(&mut self) -> u64 {
+        self.last_order += 1;
+        self.last_order
+    }
+
+    /// What the store is to hold once this is applied.
+    pub fn planned(&self, admitted: &Admitted, at: Moment) -> InstanceRecord {
+        let registration = &admitted.registration;
+        let existing = self.instance(&registration.service, registration.instance.as_str());
+        let Some(existing) = existing.filter(|existing| existing.change_to(registration) != Change::Started) else {
+            let mut started = Instance::new(admitted.clone(), 0, at);
+            if let Some(before) = existing {
+                started.inherit(before, at);
+            }
+            return started.record(at.now);
+        };
+        let routes_differ = existing.registration.routes != registration.routes;
+        InstanceRecord {
+            registration: Some(registration.to_request()),
+            order: if routes_differ { admitted.order } else { existing.order },
+            peer: admitted.peer.to_string(),
+            by_operator: admitted.by_operator,
+            addresses: admitted.addresses.iter().map(ToString::to_string).collect(),
+            ..existing.record(at.now)
+        }
+    }
+
+    /// Claims the routes of what is being made durable, so that nobody else is admitted to them meanwhile.
+    pub fn reserve(&mut self, registration: &Registration) {
+        for route in &registration.routes {
+            self.claims.insert(&route.key, registration.service.clone());
+        }
+    }
+
+    /// Gives back what was reserved for a registration that did not become durable.
+    pub fn unreserve(&mut self, registration: &Registration) {
+        let held = self.services.get(&registration.service).map(|service| &service.routes[..]).unwrap_or_default();
+        for route in &registration.routes {
+            if held.binary_search_by(|held| held.key.cmp(&route.key)).is_err() {
+                self.claims.remove(&route.key);
+            }
         }
     }
 
@@ -225,25 +299,44 @@ impl Services {
     fn start(&mut self, admitted: Admitted, at: Moment) -> Vec<RouteKey> {
         let name = admitted.registration.service.clone();
         let id = admitted.registration.instance.clone();
-        self.last_number = self.last_number.wrapping_add(1).max(1);
-        self.last_order += 1;
-        self.count_host(admitted.registration.url.host(), 1);
-        let mut instance = Instance::new(admitted, self.last_number, self.last_order, at);
-        let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name.clone()));
-        let before = service.instances.remove(&id);
-        if let Some(before) = before {
+        let mut instance = Instance::new(admitted, self.next_number(), at);
+        if let Some(before) = self.services.get_mut(&name).and_then(|service| service.instances.remove(&id)) {
             instance.inherit(&before, at);
             self.unlist(&before);
         }
-        self.instances += 1;
-        self.schedule.insert((at.now, instance.number), (name.clone(), id.clone()));
-        instance.scheduled_at = Some(at.now);
-        if let Some(service) = self.services.get_mut(&name) {
-            service.instances.insert(id.clone(), instance);
-        }
+        self.put(instance);
         self.forgettable_again(&name);
-        self.note_report(&name, &id);
         self.routes_changed(&name)
+    }
+
+    /// What the store held at furt's start; every instance is probed at once. `false`: the record makes no sense.
+    pub fn restore(&mut self, record: &InstanceRecord, alive_unix_ms: i64, at: Moment) -> bool {
+        let number = self.next_number();
+        let Some(instance) = Instance::restore(record, number, alive_unix_ms, &self.policy, at) else { return false };
+        let name = instance.registration.service.clone();
+        self.last_order = self.last_order.max(instance.order);
+        self.put(instance);
+        self.routes_changed(&name);
+        true
+    }
+
+    fn next_number(&mut self) -> u32 {
+        self.last_number = self.last_number.wrapping_add(1).max(1);
+        self.last_number
+    }
+
+    /// Puts an instance among the others of its service, due at once.
+    fn put(&mut self, mut instance: Instance) {
+        let (name, id) = (instance.registration.service.clone(), instance.registration.instance.clone());
+        self.count_host(instance.registration.url.host(), 1);
+        self.instances += 1;
+        instance.scheduled_at = instance.due;
+        if let Some(due) = instance.due {
+            self.schedule.insert((due, instance.number), (name.clone(), id.clone()));
+        }
+        let service = self.services.entry(name.clone()).or_insert_with(|| Service::new(name.clone()));
+        service.instances.insert(id.clone(), instance);
+        self.note_report(&name, &id);
     }
 
     /// A parked instance that was kept as its service's last is none any more.
@@ -256,7 +349,6 @@ impl Services {
 
     fn renew(&mut self, admitted: Admitted, change: Change, at: Moment) -> (Option<Transition>, Vec<RouteKey>) {
         let (name, id) = (admitted.registration.service.clone(), admitted.registration.instance.clone());
-        let order = self.last_order + 1;
         let Some(instance) = instance_mut(&mut self.services, &name, &id) else { return (None, Vec::new()) };
         let routes_differ = instance.registration.routes != admitted.registration.routes;
         let mut publish = change == Change::Updated;
@@ -264,13 +356,22 @@ impl Services {
             instance.addresses = admitted.addresses.into();
             publish = true;
         }
-        instance.peer = admitted.peer;
+        // Who speaks for it is asked again at a reload, so the store has to know.
+        if (instance.peer, instance.by_operator) != (admitted.peer, admitted.by_operator) {
+            (instance.peer, instance.by_operator) = (admitted.peer, admitted.by_operator);
+            self.dirty.insert((name.clone(), id.clone()));
+        }
+        instance.restored = false;
+        // A registration after the farewell: its service goes on.
+        if instance.drain == Drain::Leaving {
+            instance.drain = Drain::No;
+            publish = true;
+        }
         if change == Change::Updated {
             instance.registration = admitted.registration;
         }
         if routes_differ {
-            instance.order = order;
-            self.last_order = order;
+            instance.order = admitted.order;
         }
         let woken = self.wake_instance(&name, &id, at, false);
         if routes_differ {
@@ -282,25 +383,22 @@ impl Services {
         (woken, Vec::new())
     }
 
-    /// Takes one instance out, or the whole service. A `registration_id` that is not the current one is refused.
-    pub fn deregister(&mut self, name: &ServiceName, id: Option<&InstanceId>, registration_id: &str) -> Result<Vec<InstanceId>, Refusal> {
+    /// The instances that an operation on one instance, or on the whole service, is about. A `registration_id` that is
+    /// not the current one is refused.
+    pub fn named(&self, name: &ServiceName, id: Option<&InstanceId>, registration_id: &str) -> Result<Vec<InstanceId>, Refusal> {
         let unknown = |what: String| Refusal::one(Code::NotFound, format!("{what} is not registered"));
         let service = self.services.get(name).ok_or_else(|| unknown(name.to_string()))?;
-        let Some(id) = id else {
-            let ids: Vec<_> = service.instances.keys().cloned().collect();
-            self.take_out(name, &ids);
-            return Ok(ids);
-        };
+        let Some(id) = id else { return Ok(service.instances.keys().cloned().collect()) };
         let instance = service.instances.get(id).ok_or_else(|| unknown(format!("instance {id} of {name}")))?;
         if !registration_id.is_empty() && *instance.registration_id != *registration_id {
             let message = format!("instance {id} of {name} has registered anew since; its registration is {}", instance.registration_id);
             return Err(Refusal::one(Code::StaleRegistration, message));
         }
-        self.take_out(name, std::slice::from_ref(id));
         Ok(vec![id.clone()])
     }
 
-    fn take_out(&mut self, name: &ServiceName, ids: &[InstanceId]) {
+    /// Takes instances out; of those that are gone already nothing is left to take.
+    pub fn remove(&mut self, name: &ServiceName, ids: &[InstanceId]) {
         for id in ids {
             let removed = self.services.get_mut(name).and_then(|service| service.instances.remove(id));
             if let Some(removed) = removed {
@@ -308,6 +406,93 @@ impl Services {
             }
         }
         self.routes_changed(name);
+    }
+
+    /// Whether a parked instance may be forgotten: it has not woken since, and others are left.
+    pub fn is_forgettable(&self, name: &ServiceName, id: &InstanceId, registration_id: &str) -> bool {
+        let lonely = self.services.get(name).is_none_or(|service| service.instances.len() < 2);
+        let parked = self.current(name.as_str(), id.as_str(), registration_id).is_some_and(|instance| instance.health.state.is_parked());
+        parked && !lonely
+    }
+
+    /// Drains instances, or takes it back.
+    pub fn drain(&mut self, name: &ServiceName, ids: &[InstanceId], drain: Drain) {
+        for id in ids {
+            if let Some(instance) = instance_mut(&mut self.services, name, id) {
+                instance.drain = drain;
+            }
+        }
+        self.instances_changed(name);
+    }
+
+    /// Says that furt.conf no longer allows an instance, or does again (`None`); whether that is news.
+    pub fn withdraw(&mut self, name: &ServiceName, id: &InstanceId, reason: Option<Arc<str>>) -> bool {
+        let Some(instance) = instance_mut(&mut self.services, name, id) else { return false };
+        let news = instance.withdrawn.is_some() != reason.is_some();
+        instance.withdrawn = reason;
+        if news {
+            self.instances_changed(name);
+        }
+        news
+    }
+
+    /// A session began to hold a registration, or no longer does. `false`: another registration has its place.
+    pub fn count_session(&mut self, name: &ServiceName, id: &InstanceId, registration_id: &str, begins: bool) -> bool {
+        let Some(instance) = instance_mut(&mut self.services, name, id) else { return false };
+        if *instance.registration_id != *registration_id {
+            return false;
+        }
+        instance.sessions = if begins { instance.sessions.saturating_add(1) } else { instance.sessions.saturating_sub(1) };
+        true
+    }
+
+    /// Other intervals and thresholds: no probe is later than they say, and the states stay as they are.
+    pub fn set_policy(&mut self, policy: Policy, now: Instant) {
+        if self.policy == policy {
+            return;
+        }
+        self.policy = policy;
+        for (name, service) in &mut self.services {
+            for instance in service.instances.values_mut() {
+                if let (Some(due), Some(wait)) = (instance.due, self.policy.wait(instance.health.state)) {
+                    instance.due = Some(due.min(now + wait));
+                }
+                reschedule(&mut self.schedule, name, instance, &self.policy);
+            }
+        }
+    }
+
+    /// Every instance by the place of its registration, the oldest first.
+    pub fn by_order(&self) -> Vec<(&ServiceName, &InstanceId, &Instance)> {
+        let each =
+            self.services.iter().flat_map(|(name, service)| service.instances.iter().map(move |(id, instance)| (name, id, instance)));
+        let mut all: Vec<_> = each.collect();
+        all.sort_by_key(|(_, _, instance)| instance.order);
+        all
+    }
+
+    /// Notes that the store does not have all of an instance.
+    pub fn mark(&mut self, name: &ServiceName, id: &InstanceId) {
+        self.dirty.insert((name.clone(), id.clone()));
+    }
+
+    /// Whether there is something to store that nobody waits for.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Up to `most` instances to store, as the store keeps them; those that are gone meanwhile are not among them.
+    pub fn take_dirty(&mut self, most: usize, now: Instant) -> Vec<(ServiceName, InstanceId, InstanceRecord)> {
+        let rest = match self.dirty.iter().nth(most).cloned() {
+            Some(first) => self.dirty.split_off(&first),
+            None => BTreeSet::new(),
+        };
+        let taken = std::mem::replace(&mut self.dirty, rest);
+        let record = |(name, id): (ServiceName, InstanceId)| {
+            let record = self.instance(&name, id.as_str())?.record(now);
+            Some((name, id, record))
+        };
+        taken.into_iter().filter_map(record).collect()
     }
 
     /// Makes the probes of a service, or of one instance, due now, and wakes parked ones.
@@ -344,23 +529,31 @@ impl Services {
             instance.extra_due = Some(at.now);
         }
         reschedule(&mut self.schedule, name, instance, &self.policy);
+        if transition.is_some() {
+            self.mark(name, id);
+        }
         transition
     }
 
-    /// An instance that live traffic speaks against. Nothing happens when it was another registration.
-    pub fn suspect(&mut self, name: &str, number: u32, registration_id: &str, at: Moment) -> Option<InstanceId> {
+    /// The id of the instance with a number.
+    pub fn numbered(&self, name: &str, number: u32) -> Option<InstanceId> {
+        let instances = &self.services.get(name)?.instances;
+        instances.iter().find(|(_, instance)| instance.number == number).map(|(id, _)| id.clone())
+    }
+
+    /// An instance that something other than a probe speaks against. Nothing happens when it was another registration.
+    pub fn suspect(&mut self, name: &str, id: &InstanceId, registration_id: &str, at: Moment) -> Option<InstanceId> {
         let service = self.services.get_mut(name)?;
         let name = service.name.clone();
-        let (id, instance) = service.instances.iter_mut().find(|(_, instance)| instance.number == number)?;
+        let instance = service.instances.get_mut(id)?;
         if *instance.registration_id != *registration_id || instance.health.suspicion.is_some() {
             return None;
         }
-        let id = id.clone();
         instance.step(&self.policy, Outcome::Suspected, at, at.now, "suspected");
         instance.health.suspicion?;
         reschedule(&mut self.schedule, &name, instance, &self.policy);
         self.instances_changed(&name);
-        Some(id)
+        Some(id.clone())
     }
 
     /// When the next probe (or the forgetting of a parked instance) is due.
@@ -368,7 +561,7 @@ impl Services {
         self.schedule.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// The next thing due by `now`: a probe to make, or an instance that was forgotten.
+    /// The next thing due by `now`: a probe to make, or an instance to forget.
     pub fn take_due(&mut self, now: Instant) -> Option<Due> {
         let entry = self.schedule.first_entry()?;
         if entry.key().0 > now {
@@ -384,8 +577,10 @@ impl Services {
             if lonely {
                 return Some(Due::Kept);
             }
-            self.take_out(&name, std::slice::from_ref(&id));
-            return Some(Due::Forgotten(name, id));
+            instance.forget_after = Some(now + FORGET_AGAIN);
+            let registration_id = instance.registration_id.clone();
+            reschedule(&mut self.schedule, &name, instance, &self.policy);
+            return Some(Due::Forget(name, id, registration_id));
         }
         let Some(extra) = instance.take_probe(now) else { return Some(Due::Kept) };
         let host_instances = self.by_host.get(instance.registration.url.host()).copied().unwrap_or(1);
@@ -396,6 +591,7 @@ impl Services {
             addresses: instance.addresses.clone(),
             registration_id: instance.registration_id.clone(),
             host_instances,
+            registered: !instance.restored,
             number: instance.number,
             generation: instance.generation,
             extra,
@@ -429,6 +625,9 @@ impl Services {
         instance.jitter(&self.policy, from, jitter, JITTER);
         let error = if let Seen::Missed(why) = seen { why.as_str().into() } else { "".into() };
         instance.last_ping = Some(LastPing { unix_ms: at.unix_ms, response_time, error });
+        if transition.is_some() {
+            self.dirty.insert((ticket.service.clone(), ticket.instance.clone()));
+        }
         let recorded = Recorded { misses: instance.health.state.misses(), transition };
         let changed = instance.published_state() != before;
         reschedule(&mut self.schedule, &ticket.service, instance, &self.policy);
@@ -529,8 +728,8 @@ impl Services {
 pub enum Due {
     /// A probe to make.
     Probe(Ticket),
-    /// A parked instance was taken out after `forget_parked_after`.
-    Forgotten(ServiceName, InstanceId),
+    /// An instance that was parked for longer than `forget_parked_after`, under this registration.
+    Forget(ServiceName, InstanceId, Arc<str>),
     /// A parked instance is its service's last, so it stays: nothing to do.
     Kept,
 }

@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
     identity::{Action, Peer, authorize},
-    publication::{Delta, Part, field},
+    publication::{Delta, Notice, Part, field},
     registry::{Registry, Stamp, moment},
 };
 
@@ -41,8 +41,8 @@ const MOST_SUSPICIONS: usize = 1_000;
 /// Deltas up to this size are kept for the next subscriber that stands at the same version.
 const WORTH_SHARING: usize = 1024 * 1024;
 
-/// The last delta that was encoded: since which version, up to which, and its bytes.
-type Shared = Mutex<Option<(u64, u64, Bytes)>>;
+/// The last delta that was encoded: since which version, up to which, with which notice, and its bytes.
+type Shared = Mutex<Option<(u64, u64, u64, Bytes)>>;
 
 /// `SnapshotService`; clones share the registry.
 #[derive(Clone)]
@@ -57,18 +57,18 @@ impl Snapshots {
         Self { registry, shared: Arc::default() }
     }
 
-    fn encode(&self, delta: &Delta, since: Option<u64>) -> Bytes {
-        let fresh = || Bytes::from(delta.encode(self.registry.epoch(), self.registry.config().probing.renew_after_seconds()));
+    fn encode(&self, delta: &Delta, since: Option<u64>, notice: &Notice) -> Bytes {
+        let fresh = || Bytes::from(delta.encode(self.registry.epoch(), notice));
         let Some(since) = since.filter(|_| !delta.whole) else { return fresh() };
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((from, to, bytes)) = &*shared
-            && (*from, *to) == (since, delta.version)
+        if let Some((from, to, number, bytes)) = &*shared
+            && (*from, *to, *number) == (since, delta.version, notice.number)
         {
             return bytes.clone();
         }
         let bytes = fresh();
         if bytes.len() <= WORTH_SHARING {
-            *shared = Some((since, delta.version, bytes.clone()));
+            *shared = Some((since, delta.version, notice.number, bytes.clone()));
         }
         bytes
     }
@@ -78,13 +78,13 @@ impl Snapshots {
 impl SnapshotService for Snapshots {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Bytes>, Status> {
         self.may_follow(&request)?;
-        let (delta, reports) = {
+        let (delta, notice, reports) = {
             let state = self.registry.lock();
             let at = moment();
             let reports: Vec<_> = state.services.reports(0, usize::MAX).map(|(_, name, instance)| instance.report(name, at)).collect();
-            (state.services.publication().since(None), reports)
+            (state.services.publication().since(None), self.registry.notice(&state), reports)
         };
-        let snapshot = with_reports(self.encode(&delta, None), &reports);
+        let snapshot = with_reports(self.encode(&delta, None, &notice), &reports);
         let mut answer = Vec::with_capacity(snapshot.len() + 16);
         field(&mut answer, 1, &[&snapshot]);
         Ok(Response::new(answer.into()))
@@ -107,7 +107,7 @@ impl Snapshots {
     /// The address of a peer that may follow; `None` for the data plane of this process.
     fn may_follow<T>(&self, request: &Request<T>) -> Result<Option<IpAddr>, Status> {
         let Some(peer) = request.extensions().get::<Peer>() else { return Ok(None) };
-        Ok(Some(authorize(self.registry.config(), peer, Action::Snapshots, None)?.address))
+        Ok(Some(authorize(&self.registry.config(), peer, Action::Snapshots, None)?.address))
     }
 }
 
@@ -124,16 +124,16 @@ struct Subscriber {
     /// Reports up to this one were sent.
     reported: u64,
     last_batch: Option<Instant>,
-    /// Its number among the data planes of this process.
-    local: Option<u64>,
+    /// The newest notice that was sent.
+    noticed: u64,
+    /// Its number among the data planes that follow.
+    plane: u64,
 }
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
         let registry = &self.snapshots.registry;
-        if let Some(id) = self.local {
-            registry.detach_local(id);
-        }
+        registry.detach(self.plane);
         registry.telemetry().subscriber(self.peer, false);
     }
 }
@@ -143,7 +143,7 @@ impl Subscriber {
         let registry = &snapshots.registry;
         registry.telemetry().subscriber(peer, true);
         Self {
-            local: peer.is_none().then(|| registry.attach_local()),
+            plane: registry.attach(peer.is_none()),
             changed: registry.follow(),
             peer,
             inbound: Some(inbound),
@@ -151,6 +151,7 @@ impl Subscriber {
             sent: None,
             reported: 0,
             last_batch: None,
+            noticed: 0,
             snapshots,
         }
     }
@@ -188,8 +189,8 @@ impl Subscriber {
     fn hear(&mut self, request: v1::WatchRequest) {
         let registry = &self.snapshots.registry;
         let ours = request.epoch == registry.epoch();
-        if let (true, Some(id)) = (ours, self.local) {
-            registry.local_installed(id, request.version);
+        if ours {
+            registry.heard(self.plane, &request);
         }
         if request.resync {
             (self.sent, self.reported) = (None, 0);
@@ -206,7 +207,7 @@ impl Subscriber {
         let stamp = *self.changed.borrow_and_update();
         let behind = self.sent != Some(stamp.version);
         let batch = self.reported < stamp.report && self.last_batch.is_none_or(|last| last.elapsed() >= REPORTS_EVERY);
-        if !behind && !batch {
+        if !behind && !batch && self.noticed == stamp.notice {
             return None;
         }
         let registry = self.snapshots.registry.clone();
@@ -230,9 +231,11 @@ impl Subscriber {
                 reports.extend(instances.into_iter().flatten().map(|instance| instance.report(name, at)));
             }
         }
+        let notice = registry.notice(&state);
         drop(state);
         self.sent = Some(delta.version);
-        Some(with_reports(self.snapshots.encode(&delta, since), &reports))
+        self.noticed = notice.number;
+        Some(with_reports(self.snapshots.encode(&delta, since, &notice), &reports))
     }
 }
 

@@ -35,7 +35,7 @@ fn told(grant: Grant, peer: &Peer, request: v1::RegisterRequest) -> Vec<Fault> {
     let draft = Draft::read(&request);
     assert_eq!(draft.faults, []);
     let resolved = draft.url.as_ref().and_then(UpstreamUrl::address).map(|address| Ok(vec![address]));
-    admission.granted(peer, peer.address.unwrap(), &draft, resolved.as_ref(), &Here)
+    admission.granted(&Who::Asks(peer), peer.address.unwrap(), &draft, resolved.as_ref(), &Here)
 }
 
 fn one(field: &str, code: Code) -> Vec<(String, Code)> {
@@ -174,7 +174,14 @@ impl World {
     fn register(&mut self, request: v1::RegisterRequest) {
         assert_eq!(self.ask(&request).0, []);
         let registration = Arc::new(Registration::parse(&request).unwrap());
-        let admitted = Admitted { registration, addresses: Vec::new(), peer: [127, 0, 0, 1].into(), registration_id: "r".into() };
+        let admitted = Admitted {
+            registration,
+            addresses: Vec::new(),
+            peer: [127, 0, 0, 1].into(),
+            by_operator: false,
+            registration_id: "r".into(),
+            order: 1,
+        };
         self.services.register(admitted, self.at);
     }
 

@@ -216,7 +216,7 @@ async fn names_are_looked_up_checked_and_the_last_good_answer_kept() {
     let mut config = config();
     config.grants = [Grant { upstreams: Some("10.0.0.0/24".parse().unwrap()), ..grant(None) }].into();
     config.published.static_routes = vec![static_route("mail", "POST", "/mail", "http://mail.internal:25")];
-    let registry = Registry::with_lookup(config, Arc::new(lookup.clone()));
+    let registry = Registry::with_lookup(config, Arc::new(lookup.clone()), Box::new(Memory));
     let named = |service: &str, host: &str, route: &str| v1::RegisterRequest {
         url: format!("http://{host}:7812"),
         ..request(service, 1, &[route])

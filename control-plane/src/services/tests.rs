@@ -4,6 +4,7 @@ use furt_proto::v1;
 use prost::Message;
 
 use super::*;
+use crate::publication::Notice;
 use crate::registry::tests::request;
 
 impl Services {
@@ -41,7 +42,9 @@ impl World {
         let registration = Arc::new(Registration::parse(&request).unwrap());
         let addresses = vec!["127.0.0.1:1".parse().unwrap()];
         let registration_id = format!("r{}", self.ids).into();
-        self.services.register(Admitted { registration, addresses, peer: [127, 0, 0, 1].into(), registration_id }, self.at)
+        let order = self.services.next_order();
+        let peer = [127, 0, 0, 1].into();
+        self.services.register(Admitted { registration, addresses, peer, by_operator: false, registration_id, order }, self.at)
     }
 
     fn ticket(&mut self) -> Option<Ticket> {
@@ -72,7 +75,7 @@ impl World {
     }
 
     fn message(&self, since: u64) -> v1::WatchResponse {
-        v1::WatchResponse::decode(&*self.services.publication().since(Some(since)).encode("e", 60)).unwrap()
+        v1::WatchResponse::decode(&*self.services.publication().since(Some(since)).encode("e", &Notice::default())).unwrap()
     }
 }
 
@@ -120,7 +123,7 @@ fn a_late_answer_cannot_speak_for_a_newer_registration() {
     let new = world.ticket().expect("the new start is probed at once");
     assert_ne!(new.number, old.number);
     // Gone and back under the very same url: another life all the same.
-    world.services.deregister(&new.service, None, "").unwrap();
+    world.services.remove(&new.service, &[new.instance.clone()]);
     world.register(request("sagjan", 7813, &["GET /a"]));
     assert!(world.record(&new, answered()).is_none());
     let now = world.ticket().unwrap();
@@ -213,7 +216,7 @@ fn the_union_of_routes_is_governed_by_the_newest_registration() {
     world.register(with("a", 1, "newest:a", &["GET /both"]));
     assert_eq!(permission(&world, "/both"), "newest:a");
     assert_eq!(world.services.get("sagjan").unwrap().routes.len(), 2, "what only a declared is gone");
-    world.services.deregister(&"sagjan".parse().unwrap(), Some(&"a".parse().unwrap()), "").unwrap();
+    world.services.remove(&"sagjan".parse().unwrap(), &["a".parse().unwrap()]);
     assert_eq!(permission(&world, "/both"), "new:b");
     let loosened = world.register(with("b", 2, "", &["GET /both", "GET /only-b", "GET /new"])).loosened;
     assert_eq!(loosened.iter().map(ToString::to_string).collect::<Vec<_>>(), ["GET /both", "GET /only-b"]);
@@ -225,9 +228,11 @@ fn a_suspicion_is_published_and_asks_again_until_answered() {
     let id = world.register(sagjan()).registration_id;
     world.probe(answered());
     let (number, before) = (world.instance().number, world.services.publication().version());
-    assert!(world.services.suspect("sagjan", number, "another", world.at).is_none());
-    assert!(world.services.suspect("sagjan", number + 1, &id, world.at).is_none());
-    assert!(world.services.suspect("sagjan", number, &id, world.at).is_some());
+    let instance = world.services.numbered("sagjan", number).expect("it is there");
+    assert!(world.services.numbered("sagjan", number + 1).is_none());
+    assert!(world.services.suspect("sagjan", &instance, "another", world.at).is_none());
+    assert!(world.services.suspect("obr", &instance, &id, world.at).is_none());
+    assert!(world.services.suspect("sagjan", &instance, &id, world.at).is_some());
     assert!(world.message(before).services[0].instances.as_ref().unwrap().instances[0].suspect);
     let mut waits = Vec::new();
     for _ in 0..4 {
@@ -240,7 +245,7 @@ fn a_suspicion_is_published_and_asks_again_until_answered() {
     world.wait(world.due_in().unwrap());
     world.probe(answered());
     assert!(world.instance().health.suspicion.is_none());
-    assert!(world.services.suspect("sagjan", number, &id, world.at).is_some(), "and it may begin again");
+    assert!(world.services.suspect("sagjan", &instance, &id, world.at).is_some(), "and it may begin again");
 }
 
 #[test]
@@ -285,12 +290,19 @@ fn a_parked_instance_is_forgotten_after_a_while_but_never_the_last_one() {
     world.register(v1::RegisterRequest { instance: "b".into(), ..sagjan() });
     let mut forgotten = Vec::new();
     while let Some(due) = world.services.take_due(world.at.now) {
-        if let Due::Forgotten(_, id) = due {
+        if let Due::Forget(name, id, registration_id) = due {
+            assert!(world.services.is_forgettable(&name, &id, &registration_id));
             forgotten.push(id.to_string());
         }
     }
     assert_eq!(forgotten, ["a"]);
-    assert_eq!(world.services.get("sagjan").unwrap().instances.len(), 1);
+    let (name, id) = ("sagjan".parse().unwrap(), "a".parse().unwrap());
+    assert_eq!(world.due_in(), Some(60), "and once more if that does not work");
+    world.services.remove(&name, &[id]);
+    let left = world.instance();
+    assert_eq!(left.registration.instance.as_str(), "b");
+    let (id, registration_id) = (left.registration.instance.clone(), left.registration_id.clone());
+    assert!(!world.services.is_forgettable(&name, &id, &registration_id), "never the last one");
 }
 
 #[test]
@@ -302,12 +314,12 @@ fn nothing_is_left_of_services_that_are_gone() {
         if index % 2 == 0 {
             world.ticket();
         }
-        world.services.deregister(&name.parse().unwrap(), None, "").unwrap();
+        world.services.remove(&name.parse().unwrap(), &["default".parse().unwrap()]);
     }
     let services = &world.services;
     assert!(services.services.is_empty() && services.schedule.is_empty() && services.reports.is_empty() && services.by_host.is_empty());
     assert_eq!(services.instances(), 0);
-    let whole = v1::WatchResponse::decode(&*services.publication().since(None).encode("e", 60)).unwrap();
+    let whole = v1::WatchResponse::decode(&*services.publication().since(None).encode("e", &Notice::default())).unwrap();
     assert_eq!((whole.services.len(), whole.digest), (0, 0));
 }
 

@@ -1,0 +1,572 @@
+//! Makes changes durable before they count (DESIGN §11).
+//!
+//! Here: what waits for the store, in rounds: admit against what is committed and what is pending, one sync for all of
+//! the round with no lock held, apply, publish, answer. A failed round leaves nothing behind; the store is then opened
+//! anew until it works. Not here: how a store keeps things (`store`), decisions (`admission`), what applying means
+//! (`services`).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use furt_proto::store::v1::InstanceRecord;
+use prost::Message;
+use tokio::sync::oneshot;
+use ulid::Ulid;
+
+use super::{
+    rules::{Verdict, readmit_all, readmit_one},
+    *,
+};
+use crate::store::{Batch, Key, Loaded, StoreError};
+
+/// Changes that may wait; further ones are refused, so that no burst fills the memory.
+const MOST_WAITING: usize = 4_096;
+/// Changes of one round: what is planned and applied under one hold of the lock.
+const MOST_IN_ROUND: usize = 256;
+/// How long until a store that failed is opened anew.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often the store notes that furt runs: uptime after a crash counts up to then.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+
+/// A change that counts once it is durable.
+pub(super) enum Operation {
+    /// Register, or change a registration.
+    Register(Box<Registering>),
+    /// Take one instance out, or the whole service.
+    Remove { service: ServiceName, instance: Option<InstanceId>, registration_id: Arc<str>, cause: String, forgotten: bool },
+    /// An operator drains, or takes it back.
+    Drain { service: ServiceName, instance: Option<InstanceId>, on: bool },
+    /// Note that furt runs, and all that nobody waits for.
+    Alive,
+}
+
+/// A registration that was admitted when it was asked for; it is admitted again in its round.
+pub(super) struct Registering {
+    pub rules: Arc<Rules>,
+    pub peer: Peer,
+    pub draft: Draft,
+    pub resolved: Option<Resolved>,
+    pub admitted: Admitted,
+    pub answer: v1::RegisterResponse,
+}
+
+/// What a change has done.
+pub(super) enum Done {
+    /// The answer, and the version that carries the service.
+    Registered { answer: v1::RegisterResponse, carried_by: u64 },
+    /// The instances it was about, and the version that says so.
+    Changed { instances: Vec<InstanceId>, version: u64 },
+}
+
+type Answer = Result<Done, Refusal>;
+
+struct Waiting {
+    operation: Operation,
+    /// `None`: nobody waits.
+    answer: Option<oneshot::Sender<Answer>>,
+}
+
+/// What waits for the store, and how the store is.
+pub(super) struct Changes {
+    queue: VecDeque<Waiting>,
+    /// Services with a change that waits or is being made durable, and how many.
+    busy: HashMap<ServiceName, usize>,
+    running: bool,
+    loaded: bool,
+    /// Why nothing can be made durable for now, and since when.
+    outage: Option<(Instant, Arc<str>)>,
+}
+
+impl Changes {
+    pub(super) fn new(loaded: bool) -> Self {
+        Self { queue: VecDeque::new(), busy: HashMap::new(), running: false, loaded, outage: None }
+    }
+    /// Whether the store was read.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+    /// Whether no change of a service waits or is under way.
+    pub(super) fn is_quiet(&self, service: &ServiceName) -> bool {
+        !self.busy.contains_key(service)
+    }
+
+    fn done_with(&mut self, service: Option<&ServiceName>) {
+        let Some(service) = service else { return };
+        match self.busy.get_mut(service) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.busy.remove(service)),
+        }
+    }
+}
+
+impl Operation {
+    fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Register(registering) => Some(&registering.admitted.registration.service),
+            Self::Remove { service, .. } | Self::Drain { service, .. } => Some(service),
+            Self::Alive => None,
+        }
+    }
+}
+
+/// A change that was admitted in its round, with all that applying it needs.
+enum Step {
+    Register(Box<Registering>),
+    Remove { service: ServiceName, instances: Vec<InstanceId>, cause: String, forgotten: bool },
+    Drain { service: ServiceName, instances: Vec<InstanceId>, on: bool },
+    Alive,
+}
+
+impl Step {
+    fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Register(registering) => Some(&registering.admitted.registration.service),
+            Self::Remove { service, .. } | Self::Drain { service, .. } => Some(service),
+            Self::Alive => None,
+        }
+    }
+}
+
+/// What is made durable with one sync.
+#[derive(Default)]
+struct Round {
+    steps: Vec<(Step, Option<oneshot::Sender<Answer>>)>,
+    /// Stored with them; nobody waits.
+    dirty: Vec<(ServiceName, InstanceId)>,
+    batch: Batch,
+    /// What needs no store after all.
+    settled: Vec<(Answer, Option<oneshot::Sender<Answer>>, Option<Box<Told>>)>,
+}
+
+/// What is told once the lock is free.
+enum Told {
+    Registered(Admitted, Applied),
+    Removed { service: ServiceName, instances: Vec<InstanceId>, cause: String, gone: bool, forgotten: bool },
+    Drained { service: ServiceName, instances: Vec<InstanceId>, on: bool },
+    Admission(Verdict),
+}
+
+impl Registry {
+    /// Waits until a change is durable, applied and published, or refused.
+    pub(super) async fn submit(&self, operation: Operation) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(&mut self.lock(), operation, Some(answer));
+        answered.await.unwrap_or_else(|_| Err(Refusal::one(Code::Unavailable, "furt shuts down")))
+    }
+
+    /// The same for a change of instances.
+    pub(super) async fn change(&self, operation: Operation) -> Result<(Vec<InstanceId>, u64), Refusal> {
+        match self.submit(operation).await? {
+            Done::Changed { instances, version } => Ok((instances, version)),
+            Done::Registered { .. } => Err(Refusal::one(Code::Internal, "a change was taken for a registration")),
+        }
+    }
+
+    /// Lets a change wait for its round; one that cannot wait is answered at once.
+    pub(super) fn enqueue(&self, state: &mut State, operation: Operation, answer: Option<oneshot::Sender<Answer>>) {
+        let changes = &mut state.changes;
+        let refusal = match &changes.outage {
+            Some((_, why)) => Some(unavailable(why)),
+            None if !changes.loaded => Some(unavailable("the store has not been read yet; try again in a moment")),
+            None if changes.queue.len() >= MOST_WAITING => Some(unavailable("too many changes wait for the store; try again in a moment")),
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            return reply(answer, Err(refusal));
+        }
+        if let Some(service) = operation.service() {
+            *changes.busy.entry(service.clone()).or_default() += 1;
+        }
+        changes.queue.push_back(Waiting { operation, answer });
+        self.run_rounds(state);
+    }
+
+    /// Stores what is dirty, with nobody waiting for it.
+    pub(super) fn store_soon(&self, state: &mut State) {
+        if state.services.is_dirty() && state.changes.loaded && state.changes.outage.is_none() {
+            self.run_rounds(state);
+        }
+    }
+
+    fn run_rounds(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.changes.running, true) {
+            // A task of its own: a caller that goes away takes nobody's change with it.
+            tokio::spawn(self.clone().rounds());
+        }
+    }
+
+    async fn rounds(self) {
+        while let Some(mut round) = self.plan() {
+            for (answer, to, told) in std::mem::take(&mut round.settled) {
+                self.tell(told.map(|told| *told));
+                reply(to, answer);
+            }
+            if round.steps.is_empty() && round.dirty.is_empty() {
+                continue;
+            }
+            let began = Instant::now();
+            round.batch.alive_unix_ms = unix_ms_now();
+            let batch = std::mem::take(&mut round.batch);
+            match self.on_store(move |store| store.commit(&batch)).await {
+                Ok(()) => {
+                    self.telemetry().committed(began.elapsed(), round.steps.len() + round.dirty.len());
+                    self.apply(round);
+                }
+                Err(error) => return self.abandon(round, &error),
+            }
+        }
+    }
+
+    /// The next round; `None` when there is nothing to do any more.
+    fn plan(&self) -> Option<Round> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut round = Round::default();
+        let mut taken: HashSet<ServiceName> = HashSet::new();
+        let mut later = VecDeque::new();
+        for waiting in std::mem::take(&mut state.changes.queue) {
+            let service = waiting.operation.service().cloned();
+            // The second change of a service is planned on what the first has made of it.
+            if round.steps.len() >= MOST_IN_ROUND || service.as_ref().is_some_and(|service| taken.contains(service)) {
+                later.push_back(waiting);
+                continue;
+            }
+            match self.plan_one(state, waiting.operation, &mut round.batch) {
+                Ok(step) => {
+                    taken.extend(service);
+                    round.steps.push((step, waiting.answer));
+                }
+                Err(settled) => {
+                    state.changes.done_with(service.as_ref());
+                    let (answer, told) = *settled;
+                    round.settled.push((answer, waiting.answer, told.map(Box::new)));
+                }
+            }
+        }
+        state.changes.queue = later;
+        let planned: HashSet<Key> = round.batch.puts.iter().map(|(key, _)| key).chain(&round.batch.deletes).cloned().collect();
+        for (name, id, record) in state.services.take_dirty(MOST_IN_ROUND, Instant::now()) {
+            // What is planned for an instance has all of it already, or takes it out.
+            let key = key(&name, &id);
+            if !planned.contains(&key) {
+                round.batch.puts.push((key, record.encode_to_vec()));
+            }
+            round.dirty.push((name, id));
+        }
+        if round.steps.is_empty() && round.dirty.is_empty() && round.settled.is_empty() {
+            state.changes.running = false;
+            return None;
+        }
+        Some(round)
+    }
+
+    /// Admits one change and says what the store is to hold; settled when it is refused or changes nothing.
+    fn plan_one(&self, state: &mut State, operation: Operation, batch: &mut Batch) -> Result<Step, Box<(Answer, Option<Told>)>> {
+        let refused = |refusal: Refusal| Box::new((Err(refusal), None));
+        match operation {
+            Operation::Alive => Ok(Step::Alive),
+            Operation::Register(registering) => self.plan_registration(state, registering, batch),
+            Operation::Remove { service, instance: Some(id), registration_id, forgotten: true, .. }
+                if !state.services.is_forgettable(&service, &id, &registration_id) =>
+            {
+                let version = state.services.publication().version();
+                Err(Box::new((Ok(Done::Changed { instances: Vec::new(), version }), None)))
+            }
+            Operation::Remove { service, instance, registration_id, cause, forgotten } => {
+                let instances = state.services.named(&service, instance.as_ref(), &registration_id).map_err(refused)?;
+                batch.deletes.extend(instances.iter().map(|id| key(&service, id)));
+                Ok(Step::Remove { service, instances, cause, forgotten })
+            }
+            Operation::Drain { service, instance, on } => {
+                let instances = state.services.named(&service, instance.as_ref(), "").map_err(refused)?;
+                let held = state.services.get(service.as_str()).into_iter().flat_map(|service| &service.instances);
+                for (id, found) in held.filter(|(id, _)| instances.contains(id)) {
+                    let record = InstanceRecord { drained: on, ..found.record(Instant::now()) };
+                    batch.puts.push((key(&service, id), record.encode_to_vec()));
+                }
+                Ok(Step::Drain { service, instances, on })
+            }
+        }
+    }
+
+    fn plan_registration(
+        &self,
+        state: &mut State,
+        mut registering: Box<Registering>,
+        batch: &mut Batch,
+    ) -> Result<Step, Box<(Answer, Option<Told>)>> {
+        let Registering { rules, peer, draft, resolved, admitted, answer } = &mut *registering;
+        let now = self.rules();
+        let mut faults = Vec::new();
+        if !Arc::ptr_eq(rules, &now) {
+            // furt.conf has changed since it was asked for.
+            let machine = ThisMachine::of(&now.config);
+            faults.extend(now.admission.granted(&Who::Asks(peer), admitted.peer, draft, resolved.as_ref(), &machine));
+            *rules = now;
+        }
+        let (unclaimed, warnings) = rules.admission.unclaimed(draft, &state.services);
+        faults.extend(unclaimed);
+        if !faults.is_empty() {
+            return Err(Box::new((Err(faults.into()), None)));
+        }
+        answer.warnings = warnings;
+        let (change, registration_id, _) = state.services.preview(&admitted.registration);
+        let at = moment();
+        if change == Change::Renewed {
+            let applied = state.services.register(admitted.clone(), at);
+            fill(answer, &applied);
+            let done = Done::Registered { answer: answer.clone(), carried_by: applied.carried_by };
+            return Err(Box::new((Ok(done), Some(Told::Registered(admitted.clone(), applied)))));
+        }
+        admitted.registration_id = match change {
+            Change::Started => Ulid::from_parts(u64::try_from(at.unix_ms).unwrap_or(0), fastrand::u128(..)).to_string().into(),
+            _ => registration_id,
+        };
+        admitted.order = state.services.next_order();
+        let record = state.services.planned(admitted, at);
+        state.services.reserve(&admitted.registration);
+        batch.puts.push((key(&admitted.registration.service, &admitted.registration.instance), record.encode_to_vec()));
+        Ok(Step::Register(registering))
+    }
+
+    /// What is durable counts now.
+    fn apply(&self, round: Round) {
+        let mut answers = Vec::with_capacity(round.steps.len());
+        let mut told = Vec::with_capacity(round.steps.len());
+        let mut state = self.lock();
+        let now = self.rules();
+        for (step, to) in round.steps {
+            state.changes.done_with(step.service());
+            let done = match step {
+                Step::Register(registering) => {
+                    let Registering { rules, admitted, mut answer, .. } = *registering;
+                    let applied = state.services.register(admitted.clone(), moment());
+                    fill(&mut answer, &applied);
+                    let carried_by = applied.carried_by;
+                    if !Arc::ptr_eq(&rules, &now) {
+                        // furt.conf changed during the sync: it holds for this one as for all others.
+                        told.extend(readmit_one(&now, &mut state.services, &admitted.registration).map(Told::Admission));
+                    }
+                    told.push(Told::Registered(admitted, applied));
+                    Done::Registered { answer, carried_by }
+                }
+                Step::Remove { service, instances, cause, forgotten } => {
+                    state.services.remove(&service, &instances);
+                    let version = state.services.publication().version();
+                    let gone = state.services.get(service.as_str()).is_none();
+                    told.push(Told::Removed { service, instances: instances.clone(), cause, gone, forgotten });
+                    Done::Changed { instances, version }
+                }
+                Step::Drain { service, instances, on } => {
+                    state.services.drain(&service, &instances, if on { Drain::ByOperator } else { Drain::No });
+                    let version = state.services.publication().version();
+                    told.push(Told::Drained { service, instances: instances.clone(), on });
+                    Done::Changed { instances, version }
+                }
+                Step::Alive => Done::Changed { instances: Vec::new(), version: state.services.publication().version() },
+            };
+            answers.push((to, done));
+        }
+        self.publish(state);
+        self.shared.due.notify_one();
+        told.into_iter().for_each(|told| self.tell(Some(told)));
+        answers.into_iter().for_each(|(to, done)| reply(to, Ok(done)));
+    }
+
+    /// Nothing of a round that is not durable counts, and the store is opened anew.
+    fn abandon(&self, round: Round, error: &StoreError) {
+        let why: Arc<str> = error.to_string().into();
+        let mut state = self.lock();
+        let changes = &mut state.changes;
+        changes.running = false;
+        changes.outage = Some((Instant::now(), why.clone()));
+        changes.busy.clear();
+        let waiting = std::mem::take(&mut changes.queue);
+        for (step, _) in &round.steps {
+            if let Step::Register(registering) = step {
+                state.services.unreserve(&registering.admitted.registration);
+            }
+        }
+        for (name, id) in &round.dirty {
+            state.services.mark(name, id);
+        }
+        note_issue(&mut state, Some(&why));
+        self.publish(state);
+        self.telemetry().store_failed(error);
+        let answers = round.steps.into_iter().map(|(_, to)| to).chain(waiting.into_iter().map(|waiting| waiting.answer));
+        answers.for_each(|to| reply(to, Err(unavailable(&why))));
+        tokio::spawn(self.clone().recover());
+    }
+
+    /// Tries the store again and again.
+    async fn recover(self) {
+        loop {
+            tokio::select! {
+                () = self.shared.closed.cancelled() => return,
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+            let known = self.lock().changes.loaded;
+            let outcome = if known { self.reopen().await } else { self.load().await };
+            match outcome {
+                Ok(()) => return,
+                Err(error) => {
+                    let why: Arc<str> = error.to_string().into();
+                    let mut state = self.lock();
+                    let news = state.changes.outage.as_ref().is_none_or(|(_, last)| *last != why);
+                    if news && let Some((_, last)) = &mut state.changes.outage {
+                        *last = why.clone();
+                        note_issue(&mut state, Some(&why));
+                    }
+                    self.publish(state);
+                }
+            }
+        }
+    }
+
+    /// Opens a store that failed, and makes it hold what is true.
+    async fn reopen(&self) -> Result<(), StoreError> {
+        let records = self.records();
+        self.on_store(move |store| store.recover(&records, unix_ms_now())).await?;
+        self.recovered(self.lock());
+        Ok(())
+    }
+
+    fn recovered(&self, mut state: MutexGuard<'_, State>) {
+        let since = state.changes.outage.take().map(|(since, _)| since);
+        note_issue(&mut state, None);
+        self.store_soon(&mut state);
+        self.publish(state);
+        if let Some(since) = since {
+            self.telemetry().store_recovered(since.elapsed());
+        }
+    }
+
+    /// Every instance as the store should hold it.
+    fn records(&self) -> Vec<(Key, Vec<u8>)> {
+        let now = Instant::now();
+        self.walk(|service, out| {
+            out.extend(service.instances.iter().map(|(id, instance)| (key(&service.name, id), instance.record(now).encode_to_vec())));
+        })
+    }
+
+    /// Reads the store at furt's start; to be called before anything is served. When it cannot be read, furt goes on
+    /// with what it has, says so, refuses changes and tries again: a store that cannot be read is not an empty one.
+    pub async fn restore(&self) -> Result<(), StoreError> {
+        let read = self.load().await;
+        if let Err(error) = &read {
+            let why: Arc<str> = error.to_string().into();
+            let mut state = self.lock();
+            state.changes.outage = Some((Instant::now(), why.clone()));
+            note_issue(&mut state, Some(&why));
+            self.publish(state);
+            self.telemetry().store_failed(error);
+            tokio::spawn(self.clone().recover());
+        }
+        read
+    }
+
+    async fn load(&self) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let Loaded { records, alive_unix_ms } = self.on_store(|store| store.load()).await?;
+        let decoded: Result<Vec<_>, _> = records.iter().map(|(_, value)| InstanceRecord::decode(&value[..])).collect();
+        let undecoded = |error: prost::DecodeError| StoreError::Corrupt { file: "the store".into(), cause: error.to_string() };
+        let decoded = decoded.map_err(undecoded)?;
+        let mut state = self.lock();
+        let at = moment();
+        for (record, (key, _)) in decoded.iter().zip(&records) {
+            if !state.services.restore(record, alive_unix_ms, at) {
+                // It stays in the store: the furt that wrote it could read it.
+                self.telemetry().not_restored(&key.service, &key.instance);
+            }
+        }
+        let verdicts = readmit_all(&self.rules(), &mut state.services);
+        state.changes.loaded = true;
+        state.changes.outage.take();
+        note_issue(&mut state, None);
+        let (services, instances) = (state.services.len(), state.services.instances());
+        self.publish(state);
+        self.shared.due.notify_one();
+        self.telemetry().restored(instances, services, began.elapsed());
+        verdicts.iter().for_each(|verdict| self.tell_verdict(verdict));
+        Ok(())
+    }
+
+    /// Runs something on the store, where it may block.
+    async fn on_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.shared.store.clone();
+        let run = move || {
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut **store)
+        };
+        if !self.shared.store_blocks {
+            return run();
+        }
+        // A thread that broke off, or that shutdown did not let begin.
+        let broken = |error: tokio::task::JoinError| Err(StoreError::Io { file: "the store".into(), cause: error.to_string() });
+        tokio::task::spawn_blocking(run).await.unwrap_or_else(broken)
+    }
+
+    /// Notes in the store now and then that furt runs, until `shutdown`.
+    pub(crate) async fn heartbeats(&self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(HEARTBEAT) => {}
+            }
+            // One that fails is told as every failure of the store.
+            let _ = self.submit(Operation::Alive).await;
+        }
+    }
+
+    /// Stores all that is known, at shutdown.
+    pub async fn flush(&self) {
+        let _ = self.submit(Operation::Alive).await;
+    }
+
+    fn tell(&self, told: Option<Told>) {
+        match told {
+            None => {}
+            Some(Told::Registered(admitted, applied)) => self.tell_registered(&admitted, &applied),
+            Some(Told::Removed { service, instances, cause, gone, forgotten }) => {
+                self.telemetry().deregistered(&service, &instances, &cause, gone);
+                if forgotten {
+                    instances.iter().for_each(|id| self.telemetry().forgotten(&service, id));
+                }
+            }
+            Some(Told::Drained { service, instances, on }) => {
+                for id in &instances {
+                    if on {
+                        self.telemetry().drained(&service, id, true, 0);
+                    } else {
+                        self.telemetry().undrained(&service, id);
+                    }
+                }
+            }
+            Some(Told::Admission(verdict)) => self.tell_verdict(&verdict),
+        }
+    }
+}
+
+fn reply(to: Option<oneshot::Sender<Answer>>, answer: Answer) {
+    if let Some(to) = to {
+        // Whoever asked may be gone; what was done holds.
+        let _ = to.send(answer);
+    }
+}
+
+fn key(service: &ServiceName, instance: &InstanceId) -> Key {
+    Key { service: service.to_string(), instance: instance.to_string() }
+}
+
+fn unavailable(why: &str) -> Refusal {
+    let message = format!("nothing can be made durable for now: {why}");
+    Refusal { retry_after: Some(Duration::from_secs(1)), ..Refusal::one(Code::StoreUnavailable, message) }
+}
+
+/// Says on `/health` why changes are refused, or no longer does.
+fn note_issue(state: &mut State, why: Option<&str>) {
+    state.issues = why.map(|why| format!("registrations are refused: {why}")).into_iter().collect();
+    state.notices += 1;
+}

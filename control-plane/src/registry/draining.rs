@@ -1,0 +1,162 @@
+//! Drain and farewell: no new requests, those in flight to their end (DESIGN §4).
+//!
+//! Here: whose drain it is, waiting for the data planes, deregistering after a farewell. Not here: counting requests.
+
+use super::*;
+use crate::identity::Identity;
+
+/// What is waited when nobody says how long.
+const DEFAULT_SECONDS: u32 = 30;
+/// The longest that is waited.
+const MOST_SECONDS: u32 = 300;
+
+/// Whose drain it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// An operator's: kept until it is undone.
+    Operator,
+    /// The service's own farewell: deregistered at its end.
+    Itself,
+}
+
+impl Registry {
+    /// Drains instances, or takes an operator's drain back: see `DrainRequest`.
+    ///
+    /// Errors: VALIDATION_ERROR, NOT_FOUND, STALE_REGISTRATION, UNAUTHORIZED and FORBIDDEN, STORE_UNAVAILABLE.
+    pub async fn drain(&self, peer: &Peer, request: v1::DrainRequest) -> Result<v1::DrainResponse, Refusal> {
+        let answer = self.try_drain(peer, &request).await;
+        if let Err(refusal) = &answer {
+            self.telemetry().drain_refused(&request.service, peer.address, refusal);
+        }
+        answer
+    }
+
+    async fn try_drain(&self, peer: &Peer, request: &v1::DrainRequest) -> Result<v1::DrainResponse, Refusal> {
+        let (service, instance) = names(&request.service, &request.instance)?;
+        let action = match (request.undo, &instance) {
+            (true, _) => Action::Undrain,
+            (false, None) => Action::DrainService,
+            (false, Some(_)) => Action::Drain,
+        };
+        let identity = authorize(&self.config(), peer, action, Some(&service))?.identity;
+        let wait = check(instance.as_ref(), request)?;
+        if request.undo {
+            let name = service.to_string();
+            let (instances, version) = self.change(Operation::Drain { service, instance, on: false }).await?;
+            self.installed(version).await;
+            return Ok(answer(name, &instances, version));
+        }
+        // Whoever names the registration speaks for the service itself, also where a loopback peer is operator.
+        let by = if identity == Identity::Operator && request.registration_id.is_empty() { By::Operator } else { By::Itself };
+        let (registry, registration_id) = (self.clone(), request.registration_id.clone());
+        // To its end, even if whoever asked goes away meanwhile: a service that takes its leave often does.
+        let drained = tokio::spawn(async move { registry.drain_to_the_end(by, service, instance, &registration_id, wait).await });
+        drained.await.unwrap_or_else(|_| Err(Refusal::one(Code::Internal, "draining broke off")))
+    }
+
+    async fn drain_to_the_end(
+        &self,
+        by: By,
+        service: ServiceName,
+        instance: Option<InstanceId>,
+        registration_id: &str,
+        wait: Duration,
+    ) -> Result<v1::DrainResponse, Refusal> {
+        let (name, deadline) = (service.to_string(), Instant::now() + wait);
+        if by == By::Operator {
+            let (instances, version) = self.change(Operation::Drain { service, instance, on: true }).await?;
+            let in_flight = self.idle(&name, &instances, version, deadline).await;
+            return Ok(v1::DrainResponse { in_flight, ..answer(name, &instances, version) });
+        }
+        let leaving = self.leave(&service, instance.as_ref(), registration_id)?;
+        let ids: Vec<_> = leaving.instances.iter().map(|(id, _)| id.clone()).collect();
+        let in_flight = self.idle(&name, &ids, leaving.version, deadline).await;
+        ids.iter().for_each(|id| self.telemetry().drained(&service, id, false, in_flight));
+        let mut answer = v1::DrainResponse { in_flight, ..answer(name, &ids, leaving.version) };
+        for (id, registration_id) in leaving.instances {
+            answer.deregistered |= self.farewell(&service, id, registration_id, &mut answer.version).await?;
+        }
+        self.installed(answer.version).await;
+        Ok(answer)
+    }
+
+    /// Marks instances as leaving. It needs no store: after a restart of furt there is nobody left to drain.
+    fn leave(&self, service: &ServiceName, instance: Option<&InstanceId>, registration_id: &str) -> Result<Leaving, Refusal> {
+        let mut state = self.lock();
+        let ids = state.services.named(service, instance, registration_id)?;
+        state.services.drain(service, &ids, Drain::Leaving);
+        let held = state.services.get(service.as_str()).into_iter().flat_map(|service| &service.instances);
+        let leaving = held.filter(|(id, _)| ids.contains(id)).map(|(id, instance)| (id.clone(), instance.registration_id.clone()));
+        let instances = leaving.collect();
+        let version = self.publish(state);
+        Ok(Leaving { instances, version })
+    }
+
+    /// Deregisters one that has left, unless it has registered again meanwhile: `false`.
+    async fn farewell(&self, service: &ServiceName, id: InstanceId, registration_id: Arc<str>, version: &mut u64) -> Result<bool, Refusal> {
+        let still = |instance: &crate::records::Instance| instance.drain == Drain::Leaving;
+        let leaves = self.lock().services.current(service.as_str(), id.as_str(), &registration_id).is_some_and(still);
+        if !leaves {
+            return Ok(false);
+        }
+        let cause = "drained and took its leave".to_owned();
+        let remove = Operation::Remove { service: service.clone(), instance: Some(id), registration_id, cause, forgotten: false };
+        match self.change(remove).await {
+            Ok((_, removed_at)) => {
+                *version = (*version).max(removed_at);
+                Ok(true)
+            }
+            // Somebody else was quicker.
+            Err(refusal) if matches!(refusal.code(), Code::NotFound | Code::StaleRegistration) => Ok(false),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Waits until no request is in flight to drained instances, at most until `deadline`; how many still are.
+    async fn idle(&self, service: &str, ids: &[InstanceId], version: u64, deadline: Instant) -> u32 {
+        let numbers: Vec<u32> = {
+            let state = self.lock();
+            let instances = state.services.get(service).map(|service| &service.instances);
+            ids.iter().filter_map(|id| instances?.get(id)).map(|instance| instance.number).collect()
+        };
+        let mut counted = self.shared.counted.subscribe();
+        let mut in_flight = None;
+        let idle = async {
+            loop {
+                counted.mark_unchanged();
+                in_flight = self.lock().planes.in_flight(service, &numbers, version);
+                if in_flight == Some(0) || counted.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = idle => {}
+            () = tokio::time::sleep_until(deadline) => {}
+            () = self.shared.closed.cancelled() => {}
+        }
+        in_flight.unwrap_or(0)
+    }
+}
+
+/// Instances that take their leave, and since which version.
+struct Leaving {
+    instances: Vec<(InstanceId, Arc<str>)>,
+    version: u64,
+}
+
+fn answer(service: String, instances: &[InstanceId], version: u64) -> v1::DrainResponse {
+    let instances = instances.iter().map(ToString::to_string).collect();
+    v1::DrainResponse { service, instances, version, in_flight: 0, deregistered: false }
+}
+
+/// How long to wait, when what is asked goes together.
+fn check(instance: Option<&InstanceId>, request: &v1::DrainRequest) -> Result<Duration, Refusal> {
+    of_one_instance(instance, &request.registration_id)?;
+    let seconds = request.seconds.unwrap_or(DEFAULT_SECONDS);
+    if seconds > MOST_SECONDS {
+        let fault = Fault::new("seconds", Code::Validation, format!("expected 0 to {MOST_SECONDS}, got {seconds}"));
+        return Err(fault.into());
+    }
+    Ok(Duration::from_secs(seconds.into()))
+}

@@ -1,0 +1,105 @@
+//! The data planes that follow, as far as the registry has to know: what they have installed, and what they said of
+//! requests in flight and of instances they could not reach.
+//!
+//! Not here: what they are sent (`snapshots`).
+
+use std::collections::HashMap;
+
+use super::*;
+
+/// Every data plane that follows.
+#[derive(Default)]
+pub(super) struct Planes {
+    planes: HashMap<u64, Plane>,
+    last: u64,
+}
+
+struct Plane {
+    /// Of this process: its installing is waited for.
+    local: bool,
+    installed: u64,
+    /// Requests in flight to drained instances by service and number, and the version they were counted at.
+    counted: Option<(u64, HashMap<(String, u32), u32>)>,
+}
+
+/// Most instances whose requests in flight are taken from one message.
+const MOST_COUNTED: usize = 100_000;
+
+impl Planes {
+    /// Requests in flight to these instances, which `version` drained; `None` while a data plane has not said so.
+    pub(super) fn in_flight(&self, service: &str, numbers: &[u32], version: u64) -> Option<u32> {
+        let mut sum = 0u32;
+        for plane in self.planes.values() {
+            let (_, counts) = plane.counted.as_ref().filter(|(counted_at, _)| *counted_at >= version)?;
+            for number in numbers {
+                sum = sum.saturating_add(counts.get(&(service.to_owned(), *number)).copied().unwrap_or(0));
+            }
+        }
+        Some(sum)
+    }
+}
+
+/// What the snapshots ask.
+impl Registry {
+    pub(crate) fn follow(&self) -> watch::Receiver<Stamp> {
+        self.shared.changed.subscribe()
+    }
+    pub(crate) fn closed(&self) -> &CancellationToken {
+        &self.shared.closed
+    }
+
+    /// A data plane begins to follow; `local`: one of this process.
+    pub(crate) fn attach(&self, local: bool) -> u64 {
+        let mut state = self.lock();
+        state.planes.last += 1;
+        let id = state.planes.last;
+        state.planes.planes.insert(id, Plane { local, installed: 0, counted: None });
+        self.tell_planes(&state);
+        id
+    }
+
+    /// A data plane says where it stands in this epoch.
+    pub(crate) fn heard(&self, id: u64, request: &v1::WatchRequest) {
+        let mut state = self.lock();
+        if let Some(plane) = state.planes.planes.get_mut(&id) {
+            plane.installed = request.version;
+            if request.counted {
+                let counts = request.in_flight.iter().take(MOST_COUNTED);
+                let counts = counts.map(|count| ((count.service.clone(), count.instance), count.requests)).collect();
+                plane.counted = Some((request.version, counts));
+            }
+        }
+        self.tell_planes(&state);
+    }
+
+    /// A data plane has left.
+    pub(crate) fn detach(&self, id: u64) {
+        let mut state = self.lock();
+        state.planes.planes.remove(&id);
+        self.tell_planes(&state);
+    }
+
+    fn tell_planes(&self, state: &State) {
+        let least = state.planes.planes.values().filter(|plane| plane.local).map(|plane| plane.installed).min();
+        self.shared.installed.send_if_modified(|last| std::mem::replace(last, least) != least);
+        self.shared.counted.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A data plane could not connect.
+    pub(crate) fn suspect(&self, suspicion: &v1::Suspicion) {
+        let reason: String = suspicion.reason.chars().take(200).collect();
+        let Some(id) = self.lock().services.numbered(&suspicion.service, suspicion.instance) else { return };
+        self.suspect_instance(&suspicion.service, &id, &suspicion.registration_id, &reason);
+    }
+
+    /// Something other than a probe speaks against an instance.
+    pub(super) fn suspect_instance(&self, service: &str, id: &InstanceId, registration_id: &str, reason: &str) {
+        let mut state = self.lock();
+        let suspected = state.services.suspect(service, id, registration_id, moment());
+        self.publish(state);
+        if let Some(instance) = suspected {
+            self.shared.due.notify_one();
+            self.telemetry().suspected(service, &instance, reason);
+        }
+    }
+}
