@@ -126,7 +126,7 @@ fn request(ticket: &Ticket, epoch: &str) -> Result<Request<Empty<Bytes>>, Failur
         .header(header::ACCEPT, "*/*")
         .header(header::CONNECTION, HeaderValue::from_static("close"))
         .header("X-Furt-Epoch", epoch)
-        .header("X-Furt-Registered", HeaderValue::from_static("true"))
+        .header("X-Furt-Registered", HeaderValue::from_static(if ticket.registered { "true" } else { "false" }))
         .body(Empty::new());
     request.map_err(|error| Failure::Ours(error.to_string()))
 }

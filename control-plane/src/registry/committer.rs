@@ -570,3 +570,6 @@ fn note_issue(state: &mut State, why: Option<&str>) {
     state.issues = why.map(|why| format!("registrations are refused: {why}")).into_iter().collect();
     state.notices += 1;
 }
+
+#[cfg(test)]
+mod tests;
