@@ -135,8 +135,10 @@ local function serve(sock)
   local fields = {}
   for name, value in head:gmatch "([^\r\n:]+):[ \t]*([^\r\n]-)[ \t]*\r\n" do fields[name:lower()] = value end
   local length = not fields["transfer-encoding"] and tonumber((fields["content-length"] or "0"):match "^%d+$")
-  local status, data = "411 Length Required", "a comment has a Content-Length, of at most 64 KiB"
-  if length and length <= LONGEST then
+  local status, data = "411 Length Required", "a comment has a Content-Length"
+  if length and length > LONGEST then
+    status, data = "413 Content Too Large", "a comment has at most 64 KiB"
+  elseif length then
     local body = rest .. loop.read(sock, 30, LONGEST, function(more) return #rest + #more >= length end)
     if #body ~= length then return end
     status, data = answer(method, path, fields, body)
@@ -144,6 +146,7 @@ local function serve(sock)
   local body = json(data)
   local answered = "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
   loop.write(sock, 30, answered:format(status, #body) .. (method == "HEAD" and "" or body))
+  if not length or length > LONGEST then loop.finish(sock, 30) end
 end
 
 -- It listens before it registers: furt probes as soon as it knows the service.

@@ -76,6 +76,16 @@ function loop.write(sock, seconds, text)
   end
 end
 
+-- Nothing more will be written; what still comes is thrown away. To close over it could take the answer along.
+function loop.finish(sock, seconds)
+  sock:shutdown "send"
+  local _, problem, partial
+  repeat
+    _, problem, partial = sock:receive(4096)
+    if problem == "timeout" and partial == "" and not wait(seconds, "read", sock) then return end
+  until problem and problem ~= "timeout"
+end
+
 -- One turn: waits for the sockets of all tasks and for those in `more`, and lets every task go on whose time it is.
 -- Gives what is readable of `more`; nothing once there are no tasks.
 function loop.turn(more)
