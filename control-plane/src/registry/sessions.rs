@@ -15,7 +15,13 @@ impl Registry {
     /// A session ended without a farewell: a crash as far as furt can tell, so the instance is suspect at once. It is
     /// not removed, and a registration that has taken its place is not blamed.
     pub fn session_lost(&self, service: &ServiceName, instance: &InstanceId, registration_id: &str, cause: &str) {
-        if !self.lock().services.count_session(service, instance, registration_id, false) {
+        let mut state = self.lock();
+        let holds = state.services.count_session(service, instance, registration_id, false);
+        let held = |current: &crate::records::Instance| current.sessions > 0;
+        let by_another = state.services.current(service.as_str(), instance.as_str(), registration_id).is_some_and(held);
+        drop(state);
+        // A service may be back before its old connection is found broken.
+        if !holds || by_another {
             return;
         }
         self.telemetry().session_lost(service, instance, cause);
