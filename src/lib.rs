@@ -3,13 +3,14 @@
 //! Here: the one place that knows both planes, and the order of start and stop. Not here: decisions
 //! of either plane, the command line. In [`config`], what both are told.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use furt_control_plane::{
-    listener::{Internal, Observer},
+    listener::{Internal, Observer, ReloadDone},
     monitor::Monitor,
     probe::HttpProbe,
+    refusal::{Code, Refusal},
     registry::Registry,
     snapshots::Snapshots,
     store::{Memory, Redb, Store},
@@ -226,6 +227,10 @@ impl Observer for Observed {
 
     fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, String> {
         Ok(explain(&self.shared.current.load(), request, self.shared.clock.now(), unix_ms_now() / 1000))
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadDone, Refusal>> + Send>> {
+        Box::pin(std::future::ready(Err(Refusal::one(Code::Unavailable, "this furt reads furt.conf only when it starts"))))
     }
 
     fn metrics(&self, out: &mut String) {

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use furt_proto::v1;
 use serde_json::{Value, json};
 
+use crate::listener::ReloadDone;
+
 /// `RegisterResponse`.
 pub fn registered(answer: &v1::RegisterResponse) -> Value {
     json!({
@@ -26,6 +28,37 @@ pub fn registered(answer: &v1::RegisterResponse) -> Value {
 /// `DeregisterResponse`.
 pub fn deregistered(answer: &v1::DeregisterResponse) -> Value {
     json!({"service": answer.service, "instances": answer.instances, "version": answer.version})
+}
+
+/// `DrainResponse`.
+pub fn drained(answer: &v1::DrainResponse) -> Value {
+    json!({
+        "service": answer.service,
+        "instances": answer.instances,
+        "version": answer.version,
+        "in_flight": answer.in_flight,
+        "deregistered": answer.deregistered,
+    })
+}
+
+/// What a reload did.
+pub fn reloaded(answer: &ReloadDone) -> Value {
+    json!({"changes": answer.changes, "warnings": answer.warnings, "version": answer.version})
+}
+
+/// `Event`.
+pub fn event(event: &v1::Event) -> Value {
+    json!({
+        "cursor": event.cursor,
+        "time": event.time,
+        "kind": event.kind,
+        "service": event.service,
+        "instance": event.instance,
+        "from": event.from,
+        "to": event.to,
+        "message": event.message,
+        "version": event.version,
+    })
 }
 
 /// `ProbeResponse`.
@@ -98,7 +131,21 @@ fn instance(instance: &v1::Instance) -> Value {
         "metadata": instance.metadata.iter().collect::<BTreeMap<_, _>>(),
         "addresses": instance.addresses,
         "suspect": instance.suspect,
+        "drained": instance.drained,
+        "withdrawn": instance.withdrawn,
+        "restored": instance.restored,
+        "session": instance.session,
+        "uptime": list(&instance.uptime, uptime),
+        "timeline": list(&instance.timeline, transition),
     })
+}
+
+fn uptime(uptime: &v1::Uptime) -> Value {
+    json!({"window": uptime.window, "up_seconds": uptime.up_seconds, "down_seconds": uptime.down_seconds, "ratio": uptime.ratio})
+}
+
+fn transition(transition: &v1::Transition) -> Value {
+    json!({"time": transition.time, "from": transition.from, "to": transition.to, "cause": transition.cause})
 }
 
 fn route(route: &v1::ServiceRoute) -> Value {
@@ -172,6 +219,10 @@ mod tests {
         check("RegisterResponse", &registered(&v1::RegisterResponse::default()));
         check("Warning", &warning(&v1::Warning::default()));
         check("DeregisterResponse", &deregistered(&v1::DeregisterResponse::default()));
+        check("DrainResponse", &drained(&v1::DrainResponse::default()));
+        check("Event", &event(&v1::Event::default()));
+        check("Uptime", &uptime(&v1::Uptime::default()));
+        check("Transition", &transition(&v1::Transition::default()));
         check("ProbeResponse", &probed(&v1::ProbeResponse::default()));
         check("GetServiceResponse", &one_service(&v1::Service::default()));
         check("Service", &service(&v1::Service::default()));

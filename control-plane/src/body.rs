@@ -1,6 +1,8 @@
 //! Reading a request's body within bounds: of one body, of its time, of all bodies at once.
 //!
-//! Here: the reader and its three bounds. Not here: what the bytes mean.
+//! Here: the reader and its three bounds; in `messages` the same for streams of messages. Not here: what the bytes mean.
+
+mod messages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +58,12 @@ impl Reader {
         };
         discard(headers, body).await;
         Err(refusal)
+    }
+
+    /// A stream of gRPC messages, each of which is handed on when it is whole, within the same bounds. It ends with a
+    /// `tonic::Status` when one is not.
+    pub fn messages(&self, body: Body) -> Body {
+        Body::new(messages::Messages::new(body, Arc::clone(&self.room)))
     }
 
     async fn read_on(&self, body: &mut Body) -> Result<Bytes, Refusal> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use furt_proto::{FILE_DESCRIPTOR_SET, v1};
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt};
 use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use tonic_reflection::server::Builder as Reflection;
@@ -17,6 +17,8 @@ use v1::snapshot_service_server::SnapshotServiceServer;
 use crate::body::MAX_BODY;
 use crate::identity::{Action, Peer, authorize};
 use crate::listener::Edge;
+use crate::refusal::Refusal;
+use crate::session;
 
 /// What a data plane says at once: where it stands, and the instances it could not reach.
 const MAX_WATCH_REQUEST: usize = 4 << 20;
@@ -119,13 +121,16 @@ impl RegistryService for Rpc {
 
     type WatchEventsStream = BoxStream<'static, Result<v1::WatchEventsResponse, Status>>;
 
-    async fn watch_events(&self, _request: Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn watch_events(&self, request: Request<v1::WatchEventsRequest>) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let events = self.edge.watch_events(&peer(&request), request.get_ref())?;
+        let told = |event: Result<v1::Event, Refusal>| Ok(v1::WatchEventsResponse { event: Some(event?) });
+        Ok(Response::new(events.map(told).boxed()))
     }
 
     type SessionStream = BoxStream<'static, Result<v1::SessionResponse, Status>>;
 
-    async fn session(&self, _request: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Self::SessionStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn session(&self, request: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = peer(&request);
+        Ok(Response::new(session::open(self.edge.registry.clone(), peer, request.into_inner())?.boxed()))
     }
 }

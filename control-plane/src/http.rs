@@ -1,119 +1,70 @@
 //! The paths under `/internal/`, `/health` and `/metrics` of the internal listener, as JSON (DESIGN §4, §6, §13).
 //!
-//! Here: the router, what each path takes, the envelope around what comes back.
+//! Here: the router over the table of [`endpoints`], what each of them does with what was asked, the envelope around what
+//! comes back; in [`query`] the parameters, in `stream` the events as they happen.
 //! Not here: the guard and sockets (`listener`), the body's shape (`json`), the data's (`answers`), decisions.
+
+pub mod endpoints;
+pub mod query;
+mod stream;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::RawPathParamsRejection;
-use axum::extract::{FromRequestParts, Query, RawPathParams, State};
+use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use axum::response::Response;
-use axum::routing::{delete, get, post};
+use axum::routing::on;
 use furt_proto::{envelope, names::quoted, v1};
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::identity::{Action, Peer, authorize};
 use crate::listener::{Edge, RequestId};
 use crate::refusal::{Code, Fault, Refusal};
 use crate::{answers, json};
+use endpoints::{ENDPOINTS, Endpoint};
+use query::Parameters;
+
+/// The answer, or why not.
+type Said = Result<Response, Refusal>;
+/// What carries out one endpoint.
+type Handler = fn(Call, Body) -> BoxFuture<'static, Said>;
+
+/// What event sources say they have seen (WHATWG HTML, server-sent events).
+const LAST_EVENT_ID: &str = "last-event-id";
 
 /// Every path of the internal listener that is not gRPC.
 pub fn router(edge: Arc<Edge>) -> Router {
-    Router::new()
-        .route("/internal/register-service", post(register))
-        .route("/internal/services", get(services))
-        .route("/internal/services/{service}", get(service).delete(deregister))
-        .route("/internal/services/{service}/probe", post(probe))
-        .route("/internal/services/{service}/instances/{instance}", delete(deregister))
-        .route("/internal/services/{service}/instances/{instance}/probe", post(probe))
-        .route("/internal/routes", get(routes))
-        .route("/internal/explain", get(explain))
-        .route("/health", get(health))
-        .route("/health/live", get(live))
-        .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
-        .with_state(edge)
-}
-
-/// What a handler has to say: the sentence (may be empty) and the data, or why not.
-type Outcome = Result<(String, Value), Refusal>;
-
-async fn register(call: Call, body: Body) -> Response {
-    let outcome = call.register(body).await;
-    call.respond(outcome)
-}
-
-async fn deregister(call: Call) -> Response {
-    let outcome = call.deregister().await;
-    call.respond(outcome)
-}
-
-async fn probe(call: Call) -> Response {
-    let outcome = call.probe();
-    call.respond(outcome)
-}
-
-async fn services(call: Call) -> Response {
-    let read = call.read(&[]);
-    call.respond(read.map(|_| (String::new(), answers::services(&call.edge.registry.list_services()))))
-}
-
-async fn service(call: Call) -> Response {
-    let read = call.read(&[]);
-    let found = read.and_then(|_| call.edge.registry.get_service(&call.service));
-    call.respond(found.map(|found| (String::new(), answers::one_service(&found))))
-}
-
-async fn routes(call: Call) -> Response {
-    let read = call.read(&["service"]);
-    call.respond(read.map(|parameters| {
-        let request = v1::ListRoutesRequest { service: parameters.text("service") };
-        (String::new(), answers::routes(&call.edge.registry.list_routes(&request)))
-    }))
-}
-
-async fn explain(call: Call) -> Response {
-    let outcome = call.explain();
-    call.respond(outcome)
-}
-
-/// Whoever gets past the guard is inside `allow_registration_from` and came through no proxy: they see all.
-async fn health(State(edge): State<Arc<Edge>>) -> Response {
-    unwrapped(StatusCode::OK, "application/json", edge.observer.health(true))
-}
-
-async fn live(State(edge): State<Arc<Edge>>) -> Response {
-    yes_or_no(edge.observer.live(), "live", "not live")
-}
-
-async fn ready(State(edge): State<Arc<Edge>>) -> Response {
-    yes_or_no(edge.observer.ready(), "ready", "not ready")
-}
-
-async fn metrics(call: Call) -> Response {
-    if let Err(refusal) = authorize(&call.edge.registry.config(), &call.peer, Action::Read, None) {
-        return call.respond(Err(refusal));
+    let mut router = Router::new();
+    for endpoint in ENDPOINTS {
+        let serve = move |call: Call, body: Body| serve(endpoint, call, body);
+        router = router.route(endpoint.path, on(endpoint.verb.filter(), serve));
     }
-    let mut text = String::new();
-    call.edge.registry.metrics(&mut text);
-    call.edge.observer.metrics(&mut text);
-    unwrapped(StatusCode::OK, prometheus_client::encoding::prometheus_text::CONTENT_TYPE, text)
+    router.method_not_allowed_fallback(method_not_allowed).fallback(not_found).with_state(edge)
+}
+
+async fn serve(endpoint: &'static Endpoint, mut call: Call, body: Body) -> Response {
+    let request_id = call.request_id.clone();
+    let said = match call.prepare(endpoint) {
+        Ok(()) => (endpoint.handler)(call, body).await,
+        Err(refusal) => Err(refusal),
+    };
+    said.unwrap_or_else(|refusal| refused(&refusal, &request_id))
 }
 
 async fn not_found(method: Method, call: Call, uri: Uri) -> Response {
     let path = quoted(uri.path());
-    call.respond(Err(Refusal::one(Code::NotFound, format!("nothing answers {method} {path} on the internal listener"))))
+    let message = format!("nothing answers {method} {path} on the internal listener");
+    refused(&Refusal::one(Code::NotFound, message), &call.request_id)
 }
 
 /// The router adds `Allow`.
 async fn method_not_allowed(method: Method, call: Call, uri: Uri) -> Response {
     let path = quoted(uri.path());
-    call.respond(Err(Refusal::one(Code::MethodNotAllowed, format!("{path} is not for {method}, see Allow"))))
+    refused(&Refusal::one(Code::MethodNotAllowed, format!("{path} is not for {method}, see Allow")), &call.request_id)
 }
 
 /// A request past the guard: who asks for what.
@@ -127,6 +78,10 @@ struct Call {
     service: String,
     /// `{instance}` of the path, else empty.
     instance: String,
+    /// The query, once it is read.
+    parameters: Parameters,
+    /// What is wrong with the query of a request whose body is still to be read.
+    faults: Vec<Fault>,
 }
 
 impl FromRequestParts<Arc<Edge>> for Call {
@@ -142,6 +97,8 @@ impl FromRequestParts<Arc<Edge>> for Call {
             uri: parts.uri.clone(),
             service: String::new(),
             instance: String::new(),
+            parameters: Parameters::default(),
+            faults: Vec::new(),
         };
         match RawPathParams::from_request_parts(parts, edge).await {
             Ok(names) => {
@@ -155,28 +112,102 @@ impl FromRequestParts<Arc<Edge>> for Call {
                 Ok(call)
             }
             Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => {
-                Err(call.respond(Err(Refusal::one(Code::Malformed, "the path cannot be decoded as UTF-8"))))
+                let refusal = Refusal::one(Code::Malformed, "the path cannot be decoded as UTF-8");
+                Err(refused(&refusal, &call.request_id))
             }
             Err(_) => Ok(call), // No path was matched: `CONNECT host:port` and `OPTIONS *` have none.
         }
     }
 }
 
+/// What every endpoint begins and ends with.
 impl Call {
-    fn respond(&self, outcome: Outcome) -> Response {
-        match outcome {
-            Ok((message, data)) => json_response(StatusCode::OK, envelope::success(&message, self.request_id.as_str(), data)),
-            Err(refusal) => refused(&refusal, &self.request_id),
+    /// Asks for leave, where it is no one service's that is asked for (the registry knows whose a service is), and reads
+    /// the query. Its faults are told together with those of the body, when there is one to read.
+    fn prepare(&mut self, endpoint: &Endpoint) -> Result<(), Refusal> {
+        if let Some(action @ (Action::Read | Action::Reload)) = endpoint.needs {
+            authorize(&self.edge.registry.config(), &self.peer, action, None)?;
+        }
+        let Some(known) = endpoint.parameters else { return Ok(()) };
+        (self.parameters, self.faults) = query::read(&self.uri, known);
+        match self.faults.is_empty() || endpoint.takes.is_some() {
+            true => Ok(()),
+            false => Err(std::mem::take(&mut self.faults).into()),
         }
     }
 
-    async fn register(&self, body: Body) -> Outcome {
-        let mut faults = Vec::new();
-        let dry_run = self.parameters(&["dry_run"]).and_then(|parameters| parameters.truth("dry_run"));
-        let dry_run = dry_run.unwrap_or_else(|refusal| {
-            faults.extend(refusal.faults);
-            true // Nothing happens with a fault; and if it did, then the lesser thing.
-        });
+    /// The envelope; `message` may be empty.
+    fn answer(&self, message: &str, data: Value) -> Said {
+        Ok(json_response(StatusCode::OK, envelope::success(message, self.request_id.as_str(), data)))
+    }
+}
+
+/// What shows.
+impl Call {
+    fn list_services(self) -> Said {
+        self.answer("", answers::services(&self.edge.registry.list_services()))
+    }
+
+    fn get_service(self) -> Said {
+        self.answer("", answers::one_service(&self.edge.registry.get_service(&self.service)?))
+    }
+
+    fn list_routes(self) -> Said {
+        let request = v1::ListRoutesRequest { service: self.parameters.text("service") };
+        self.answer("", answers::routes(&self.edge.registry.list_routes(&request)))
+    }
+
+    fn explain(self) -> Said {
+        let request = v1::ExplainRequest {
+            method: self.parameters.text("method"),
+            path: self.parameters.text("path"),
+            host: self.parameters.text("host"),
+            key_name: self.parameters.text("key_name"),
+        };
+        self.answer("", answers::explained(&self.edge.explain(&request)?))
+    }
+
+    fn events(self) -> Said {
+        let seen = match self.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
+            None => self.parameters.text("since"),
+            Some(id) => id.to_str().map(str::to_owned).map_err(|_| Fault::new("Last-Event-ID", Code::Validation, "is no cursor"))?,
+        };
+        let request = v1::WatchEventsRequest { since: seen, service: self.parameters.text("service") };
+        let events = self.edge.watch_events(&self.peer, &request)?;
+        Ok(unwrapped(StatusCode::OK, "text/event-stream", stream::body(events)))
+    }
+
+    fn openapi(self) -> Said {
+        Ok(unwrapped(StatusCode::OK, "application/json", self.edge.openapi.clone()))
+    }
+
+    /// Whoever gets past the guard is inside `allow_registration_from` and came through no proxy: they see all.
+    fn health(self) -> Said {
+        Ok(unwrapped(StatusCode::OK, "application/json", self.edge.observer.health(true)))
+    }
+
+    fn live(self) -> Said {
+        Ok(yes_or_no(self.edge.observer.live(), "live", "not live"))
+    }
+
+    fn ready(self) -> Said {
+        Ok(yes_or_no(self.edge.observer.ready(), "ready", "not ready"))
+    }
+
+    fn metrics(self) -> Said {
+        let mut text = String::new();
+        self.edge.registry.metrics(&mut text);
+        self.edge.observer.metrics(&mut text);
+        Ok(unwrapped(StatusCode::OK, prometheus_client::encoding::prometheus_text::CONTENT_TYPE, text))
+    }
+}
+
+/// What changes something.
+impl Call {
+    async fn register(mut self, body: Body) -> Said {
+        let mut faults = std::mem::take(&mut self.faults);
+        // Nothing happens with a fault; and if it did, then the lesser thing.
+        let dry_run = self.parameters.truth("dry_run") || !faults.is_empty();
         let (mut request, found) = self.request(body).await?;
         faults.extend(found);
         request.dry_run |= dry_run;
@@ -184,7 +215,7 @@ impl Call {
         let answer = self.edge.registry.register(&self.peer, request, faults).await?;
         let did = if only_asked { "could be registered" } else { "registered" };
         let message = format!("{} {did}: {}", answer.service, counted(answer.routes as usize, "route"));
-        Ok((message, answers::registered(&answer)))
+        self.answer(&message, answers::registered(&answer))
     }
 
     /// What the body says, and its faults. One that cannot be read at all is a fault too: it goes the way of all
@@ -203,85 +234,58 @@ impl Call {
         }
     }
 
-    async fn deregister(&self) -> Outcome {
-        let known: &[&str] = if self.instance.is_empty() { &[] } else { &["registration_id"] };
+    async fn deregister(self) -> Said {
         let request = v1::DeregisterRequest {
-            registration_id: self.parameters(known)?.text("registration_id"),
+            registration_id: self.parameters.text("registration_id"),
             service: self.service.clone(),
             instance: self.instance.clone(),
         };
         let answer = self.edge.registry.deregister(&self.peer, request).await?;
         let message = format!("{} deregistered: {}", answer.service, counted(answer.instances.len(), "instance"));
-        Ok((message, answers::deregistered(&answer)))
+        self.answer(&message, answers::deregistered(&answer))
     }
 
-    fn probe(&self) -> Outcome {
-        self.parameters(&[])?;
+    fn probe(self) -> Said {
         let request = v1::ProbeRequest { service: self.service.clone(), instance: self.instance.clone() };
         let answer = self.edge.registry.probe(&self.peer, request)?;
         let message = format!("{}: {} to be probed now", answer.service, counted(answer.instances.len(), "instance"));
-        Ok((message, answers::probed(&answer)))
+        self.answer(&message, answers::probed(&answer))
     }
 
-    fn explain(&self) -> Outcome {
-        let parameters = self.read(&["method", "path", "host", "key_name"])?;
-        let request = v1::ExplainRequest {
-            method: parameters.text("method"),
-            path: parameters.text("path"),
-            host: parameters.text("host"),
-            key_name: parameters.text("key_name"),
+    async fn drain(self) -> Said {
+        let answer = self.edge.registry.drain(&self.peer, self.drain_request(false)).await?;
+        let instances = counted(answer.instances.len(), "instance");
+        let and = if answer.deregistered { " and deregistered" } else { "" };
+        let left = match answer.in_flight {
+            0 => String::new(),
+            left => format!("; {} still in flight", counted(left as usize, "request")),
         };
-        let answer = self.edge.explain(&request)?;
-        Ok((String::new(), answers::explained(&answer)))
+        self.answer(&format!("{} drained{and}: {instances}{left}", answer.service), answers::drained(&answer))
     }
 
-    /// The parameters of a path that only shows, for those who may look.
-    fn read(&self, known: &[&str]) -> Result<Parameters, Refusal> {
-        authorize(&self.edge.registry.config(), &self.peer, Action::Read, None)?;
-        self.parameters(known)
+    async fn undrain(self) -> Said {
+        let answer = self.edge.registry.drain(&self.peer, self.drain_request(true)).await?;
+        let message = format!("{} undrained: {}", answer.service, counted(answer.instances.len(), "instance"));
+        self.answer(&message, answers::drained(&answer))
     }
 
-    /// The query, each parameter known and given once. Errors: every one that is not.
-    fn parameters(&self, known: &[&str]) -> Result<Parameters, Refusal> {
-        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&self.uri)
-            .map_err(|error| Refusal::one(Code::Malformed, format!("the query cannot be read: {error}")))?;
-        let mut faults = Vec::new();
-        for (index, (name, _)) in pairs.iter().enumerate() {
-            let field = || if name.len() <= 64 { name.clone() } else { quoted(name) };
-            if !known.contains(&name.as_str()) {
-                let known = if known.is_empty() { "none is known here".to_owned() } else { format!("known are {}", known.join(", ")) };
-                faults.push(Fault::new(field(), Code::Validation, format!("unknown query parameter; {known}")));
-            } else if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
-                faults.push(Fault::new(field(), Code::Validation, "query parameter given more than once"));
-            }
-            if faults.len() == json::MAX_FAULTS {
-                break;
-            }
+    fn drain_request(&self, undo: bool) -> v1::DrainRequest {
+        v1::DrainRequest {
+            service: self.service.clone(),
+            instance: self.instance.clone(),
+            registration_id: self.parameters.text("registration_id"),
+            seconds: self.parameters.whole("seconds"),
+            undo,
         }
-        if faults.is_empty() { Ok(Parameters(pairs)) } else { Err(faults.into()) }
-    }
-}
-
-/// The query of a request.
-struct Parameters(Vec<(String, String)>);
-
-impl Parameters {
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Empty when it is not given.
-    fn text(&self, name: &str) -> String {
-        self.get(name).unwrap_or_default().to_owned()
-    }
-
-    /// False when it is not given.
-    fn truth(&self, name: &str) -> Result<bool, Refusal> {
-        match self.get(name) {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(other) => Err(Fault::new(name, Code::Validation, format!("must be true or false, got {}", quoted(other))).into()),
-        }
+    async fn reload(self) -> Said {
+        let reloaded = self.edge.observer.reload().await?;
+        let message = match reloaded.changes.len() {
+            0 => "furt.conf reloaded".to_owned(),
+            changes => format!("furt.conf reloaded: {}", counted(changes, "change")),
+        };
+        self.answer(&message, answers::reloaded(&reloaded))
     }
 }
 
@@ -306,7 +310,9 @@ pub fn refused(refusal: &Refusal, request_id: &RequestId) -> Response {
     }
     let body = envelope::error(code.slug(), &refusal.message(), request_id.as_str(), &details);
     let mut response = json_response(code.status(), body);
-    if let Some(seconds) = refusal.retry_after_seconds() {
+    // What cannot be done for now is worth trying again soon, whoever forgot to say when.
+    let soon = (code.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+    if let Some(seconds) = refusal.retry_after_seconds().or(soon) {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     if code == Code::Unauthorized {
@@ -334,4 +340,23 @@ fn unwrapped(status: StatusCode, content_type: &'static str, body: impl Into<Bod
 fn yes_or_no(yes: bool, word: &str, no_word: &str) -> Response {
     let (status, word) = if yes { (StatusCode::OK, word) } else { (StatusCode::SERVICE_UNAVAILABLE, no_word) };
     unwrapped(status, "application/json", format!("{{\"status\":\"{word}\"}}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_done_for_now_says_when_to_try_again() {
+        let check = |code: Code, retry_after: Option<u64>, expected: Option<&str>| {
+            let retry_after = retry_after.map(std::time::Duration::from_secs);
+            let answer = refused(&Refusal { retry_after, ..Refusal::one(code, "not now") }, &RequestId::default());
+            assert_eq!(answer.status(), code.status());
+            assert_eq!(answer.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap()), expected, "{code}");
+        };
+        check(Code::StoreUnavailable, None, Some("1"));
+        check(Code::Unavailable, Some(7), Some("7"));
+        check(Code::RateLimited, Some(2), Some("2"));
+        check(Code::NotFound, None, None);
+    }
 }

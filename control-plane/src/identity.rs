@@ -56,8 +56,8 @@ impl Peer {
         identities
     }
 
-    /// Compares every token of furt.conf, so that the time taken tells nothing about them.
-    /// Whether its token is one of furt.conf, whatever it opens.
+    /// Whether its token is one of furt.conf, whatever it opens. Every one is compared, so that the time taken tells
+    /// nothing about them.
     fn bears_a_known_token(&self, config: &Config) -> bool {
         let tokens = config.tokens.iter().map(|token| &token.digests).chain(config.grants.iter().map(|grant| &grant.tokens));
         tokens.fold(false, |known, digests| known | self.bears(digests))
@@ -106,7 +106,7 @@ pub enum Action {
     Undrain,
     /// Wake probes.
     Probe,
-    /// Look at services, routes, explanations, metrics.
+    /// Look at services, routes, explanations, events, metrics.
     Read,
     /// Follow snapshots.
     Snapshots,
@@ -144,8 +144,8 @@ impl Action {
         }
     }
 
-    /// The identities that may do it, for the words of a refusal.
-    fn who(self) -> &'static str {
+    /// The identities that may do it: for the words of a refusal, and of the API's description.
+    pub fn who(self) -> &'static str {
         match self {
             Self::Register | Self::Deregister | Self::Drain => "the service's registrar or an operator",
             Self::DeregisterService | Self::DrainService | Self::Undrain | Self::Probe | Self::Reload => "an operator",
@@ -158,7 +158,7 @@ impl Action {
 /// What a peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// May register and deregister its own service.
+    /// May register, drain and deregister its own service.
     Registrar,
     /// May look.
     Reader,
@@ -388,7 +388,7 @@ pub(crate) mod tests {
             for action in Action::ALL {
                 let expected = match action {
                     _ if Identity::from(role).may(action) && role != Role::Registrar => Ok(Identity::from(role)),
-                    // Registering and the deregistering of a service without a token of its own need no role.
+                    // What a registrar does to a service without a token of its own needs no role.
                     Action::Register | Action::Deregister | Action::Drain => Ok(Identity::Registrar),
                     _ => Err(Code::Forbidden),
                 };
@@ -399,11 +399,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn deregistering_ones_own_service_needs_what_registering_it_needs() {
+    fn draining_and_deregistering_ones_own_service_need_what_registering_it_needs() {
         let config = config();
         let check = |service: &str, address: &str, token: Option<&str>, expected: Result<Identity, Code>| {
-            let found = outcome(&config, &peer(address, token), Action::Deregister, service);
-            assert_eq!(found, expected, "{service} {address} {token:?}");
+            for action in [Action::Drain, Action::Deregister] {
+                let found = outcome(&config, &peer(address, token), action, service);
+                assert_eq!(found, expected, "{action:?} {service} {address} {token:?}");
+            }
         };
         check("open", "10.0.0.1", None, Ok(Identity::Registrar));
         check("sealed", "10.0.0.1", None, Err(Code::Unauthorized));

@@ -157,7 +157,10 @@ impl Faults {
 }
 
 /// The fields of one object of the schema, each with whether it must be there.
-type Schema = &'static [(&'static str, bool)];
+pub type Schema = &'static [(&'static str, bool)];
+
+/// The objects of a body, by the names of the messages they are: for the description of the API.
+pub const SCHEMAS: &[(&str, Schema)] = &[("RegisterRequest", REQUEST), ("Route", ROUTE)];
 
 const REQUEST: Schema = &[
     ("service", true),

@@ -2,9 +2,9 @@
 //!
 //! In reading order: [`config`]; the pure parts: [`health`] and [`uptime`] of one instance, [`registration`] and
 //! [`refusal`], the [`records`] and the [`services`] that hold them, who may what in [`claims`], [`limits`] and
-//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], its [`store`], [`machine`],
+//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], [`machine`],
 //! [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`], [`identity`],
-//! [`http`] with [`body`], [`json`] and [`answers`], [`grpc`] with [`session`]; and what is told: [`telemetry`] with
+//! [`http`] with [`body`], [`json`], [`answers`] and [`openapi`], [`grpc`] with [`session`]; and what is told: [`telemetry`] with
 //! [`events`].
 
 pub mod admission;
@@ -23,6 +23,7 @@ pub mod limits;
 pub mod listener;
 pub mod machine;
 pub mod monitor;
+pub mod openapi;
 pub mod probe;
 pub mod publication;
 pub mod published;

@@ -29,63 +29,15 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
-use ulid::Ulid;
 
 use crate::identity::Peer;
 use crate::refusal::{Code, Refusal};
 use crate::registry::Registry;
-use crate::{body, grpc, guard, http as paths};
+use crate::{body, grpc, guard, http as paths, openapi};
 
-/// What the internal listener shows of the data plane; the root implements it, so that the planes need not meet.
-pub trait Observer: Send + Sync + 'static {
-    /// The body of `/health` (DESIGN §6); `full`: to someone who may see urls and times.
-    fn health(&self, full: bool) -> Bytes;
-    /// Whether furt runs.
-    fn live(&self) -> bool;
-    /// Whether furt should be sent requests.
-    fn ready(&self) -> bool;
-    /// Where a request would go and why; a sentence when it cannot be said.
-    fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, String>;
-    /// Appends the data plane's metrics in Prometheus text format 0.0.4.
-    fn metrics(&self, out: &mut String);
-}
+mod edge;
 
-/// What handlers of both kinds share.
-pub struct Edge {
-    /// What is asked.
-    pub registry: Registry,
-    /// The view of the data plane.
-    pub observer: Arc<dyn Observer>,
-    /// Reads bodies within bounds.
-    pub bodies: body::Reader,
-}
-
-impl Edge {
-    /// Explains a request, with what is missing in the question told at once.
-    pub fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, Refusal> {
-        let asked = [("method", &request.method), ("path", &request.path)];
-        let missing = asked.into_iter().filter(|(_, value)| value.is_empty());
-        let faults: Vec<_> = missing.map(|(name, _)| crate::refusal::Fault::new(name, Code::Validation, "is missing")).collect();
-        if !faults.is_empty() {
-            return Err(faults.into());
-        }
-        self.observer.explain(request).map_err(|sentence| Refusal::one(Code::Validation, sentence))
-    }
-}
-
-/// Names one request in the answer and the log: a ULID.
-#[derive(Debug, Clone, Default)]
-pub struct RequestId(Arc<str>);
-
-impl RequestId {
-    fn new() -> Self {
-        Self(Ulid::generate().to_string().into())
-    }
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+pub use edge::{Edge, Observer, ReloadDone, RequestId};
 
 /// Bounds of connections; the defaults are those of a machine that serves thousands of services.
 #[derive(Debug, Clone, Copy)]
@@ -132,10 +84,12 @@ impl Internal {
     }
 
     fn on_within(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
-        let edge = Arc::new(Edge { registry, observer, bodies: body::Reader::default() });
+        let openapi = openapi::document().map_err(io::Error::other)?.to_string().into();
+        let closing = CancellationToken::new();
+        let edge = Arc::new(Edge { registry, observer, bodies: body::Reader::default(), openapi, closing });
         let (grpc, health) = grpc::router(Arc::clone(&edge)).map_err(io::Error::other)?;
         let http = paths::router(Arc::clone(&edge));
-        let server = Server { edge, http, grpc, connections: builder(limits), limits, closing: CancellationToken::new() };
+        let server = Server { edge, http, grpc, connections: builder(limits), limits };
         Ok(Self { socket, server: Arc::new(server), health })
     }
 
@@ -161,7 +115,7 @@ impl Internal {
             }
         }
         drop(self.socket);
-        self.server.closing.cancel();
+        self.server.edge.closing.cancel();
         let rest = async { while tasks.join_next().await.is_some() {} };
         if timeout(self.server.limits.grace, rest).await.is_err() {
             info!("connections of the internal listener were cut");
@@ -203,7 +157,6 @@ struct Server {
     grpc: Router,
     connections: auto::Builder<TokioExecutor>,
     limits: Limits,
-    closing: CancellationToken,
 }
 
 impl Server {
@@ -211,7 +164,7 @@ impl Server {
         // Answers are small and waited for; without it they would sit out a delayed acknowledgement.
         let _ = stream.set_nodelay(true);
         let opened = tokio::select! {
-            () = self.closing.cancelled() => return,
+            () = self.edge.closing.cancelled() => return,
             opened = timeout(self.limits.head, is_http2(stream)) => opened,
         };
         let Ok(Ok((stream, http2))) = opened else { return };
@@ -224,7 +177,7 @@ impl Server {
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.closing.cancelled() => {
+            () = self.edge.closing.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -262,9 +215,13 @@ impl Server {
         response
     }
 
-    /// A request of one message with its body read, within the bounds of all bodies. tonic sets a message's room aside
-    /// when its length is announced: five bytes on each of many streams would fill the memory.
+    /// A request with its body read, within the bounds of all bodies, when it is of one message; a session with its
+    /// messages read one by one within the same bounds. tonic sets a message's room aside when its length is announced:
+    /// five bytes on each of many streams would fill the memory.
     async fn whole(&self, request: Request<Body>) -> Result<Request<Body>, Refusal> {
+        if request.uri().path() == SESSION {
+            return Ok(request.map(|body| self.edge.bodies.messages(body)));
+        }
         if !is_unary(request.uri().path()) {
             return Ok(request);
         }
@@ -273,19 +230,25 @@ impl Server {
         Ok(Request::from_parts(head, body.into()))
     }
 
+    /// How long an RPC may take to begin its answer.
+    fn patience(&self, path: &str) -> Duration {
+        if path == DRAIN { self.limits.call + LONGEST_DRAIN } else { self.limits.call }
+    }
+
     async fn grpc(&self, request: Request<Body>) -> Response<Body> {
         let is_register = request.uri().path() == REGISTER;
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let patience = self.patience(request.uri().path());
         let request = match self.whole(request).await {
             Ok(request) => request,
             Err(refusal) => return self.unread(is_register, &peer, refusal).await,
         };
-        match timeout(self.limits.call, self.grpc.clone().oneshot(request)).await {
+        match timeout(patience, self.grpc.clone().oneshot(request)).await {
             Ok(answered) => {
                 let response = infallible(answered);
                 match undecoded(response.headers()) {
                     Some(fault) => self.unread(is_register, &peer, Refusal::one(Code::Malformed, fault)).await,
-                    None => response.map(|body| Body::new(Ending::new(body, &self.closing))),
+                    None => response.map(|body| Body::new(Ending::new(body, &self.edge.closing))),
                 }
             }
             Err(_) => status(tonic::Status::deadline_exceeded("the call took too long")),
@@ -307,6 +270,12 @@ impl Server {
 
 /// The RPC that registers.
 const REGISTER: &str = "/furt.v1.RegistryService/Register";
+/// The one that waits for requests in flight.
+const DRAIN: &str = "/furt.v1.RegistryService/Drain";
+/// The one of `RegistryService` that is sent more than one message.
+const SESSION: &str = "/furt.v1.RegistryService/Session";
+/// What a drain may wait (`DrainRequest.seconds`).
+const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 
 /// What tonic says of a message that prost could not decode. To tonic that is a fault of the server's, but the caller
 /// sent it.
@@ -318,7 +287,7 @@ fn undecoded(headers: &HeaderMap) -> Option<String> {
 
 /// Whether an RPC takes one message and no more.
 fn is_unary(path: &str) -> bool {
-    path.starts_with("/furt.v1.RegistryService/") || path == "/furt.v1.SnapshotService/Get"
+    (path.starts_with("/furt.v1.RegistryService/") && path != SESSION) || path == "/furt.v1.SnapshotService/Get"
 }
 
 fn infallible<T>(result: Result<T, Infallible>) -> T {

@@ -1,5 +1,6 @@
 //! The internal listener over real loopback sockets: raw HTTP/1.1 text, and tonic's clients.
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -20,6 +21,8 @@ const SEED: &str = r#"{"service": "sagjan", "url": "http://127.0.0.1:7812", "hea
     {"method": "GET", "path": "/api/comments/*", "permission": "comments:read"},
     {"method": "PUT", "path": "/api/comments/*", "permission": "comments:moderate"},
     {"method": "DELETE", "path": "/api/comments/*", "permission": "comments:delete"}]}"#;
+
+mod streams;
 
 /// A data plane that is there and has one thing to say about everything.
 struct Fixed;
@@ -42,6 +45,10 @@ impl Observer for Fixed {
     }
     fn metrics(&self, out: &mut String) {
         out.push_str("# HELP furt_test A test.\n# TYPE furt_test gauge\nfurt_test 1\n");
+    }
+    fn reload(&self) -> BoxFuture<'static, Result<ReloadDone, Refusal>> {
+        let done = ReloadDone { changes: vec!["[gateway] hosts is a".into()], warnings: Vec::new(), version: 7 };
+        Box::pin(std::future::ready(Ok(done)))
     }
 }
 
@@ -350,7 +357,8 @@ async fn what_monitors_read_has_no_envelope() {
 #[tokio::test]
 async fn reading_needs_a_role_by_both_ways() {
     let furt = World::with(with_token(config(), "look", Role::Reader), Limits::default()).await;
-    for target in ["/internal/services", "/internal/routes", "/internal/explain?method=GET&path=/a", "/metrics"] {
+    let openapi = "/internal/openapi.json";
+    for target in ["/internal/services", "/internal/routes", "/internal/explain?method=GET&path=/a", "/metrics", openapi] {
         let answer = furt.get(target).await;
         answer.is_refused(401, "UNAUTHORIZED");
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
@@ -371,6 +379,52 @@ async fn reading_needs_a_role_by_both_ways() {
     assert_eq!(list(None).await, Err(tonic::Code::Unauthenticated));
     assert_eq!(list(Some("guess")).await, Err(tonic::Code::Unauthenticated));
     assert_eq!(list(Some("look")).await, Ok(()));
+}
+
+#[tokio::test]
+async fn draining_takes_seconds_and_is_taken_back() {
+    let furt = World::start().await;
+    furt.register("/internal/register-service", &[], SEED).await.envelope();
+    let post = |target: &'static str| furt.send(target, &[], "");
+    let drained = post("POST /internal/services/sagjan/instances/default/drain?seconds=0").await.envelope();
+    assert_eq!((&drained["message"], &drained["data"]["deregistered"]), (&"sagjan drained: 1 instance".into(), &false.into()));
+    let shown = furt.get("/internal/services/sagjan").await.envelope();
+    assert_eq!(shown["data"]["service"]["instances"][0]["drained"], true);
+    let back = post("POST /internal/services/sagjan/undrain").await.envelope();
+    assert_eq!((&back["message"], &back["data"]["instances"][0]), (&"sagjan undrained: 1 instance".into(), &"default".into()));
+    let shown = furt.get("/internal/services/sagjan").await.envelope();
+    assert_eq!(shown["data"]["service"]["instances"][0]["drained"], false);
+
+    for query in ["seconds=301", "seconds=", "seconds=-1", "second=1", "seconds=1&seconds=1", "registration_id=a"] {
+        let target = format!("POST /internal/services/sagjan/drain?{query}");
+        furt.send(&target, &[], "").await.is_refused(400, "VALIDATION_ERROR");
+    }
+    post("POST /internal/services/sagjan/instances/default/drain?registration_id=old").await.is_refused(409, "STALE_REGISTRATION");
+    post("POST /internal/services/obr/drain").await.is_refused(404, "NOT_FOUND");
+    post("POST /internal/services/OBR/drain").await.is_refused(400, "VALIDATION_ERROR");
+    let gone = post("POST /internal/services/sagjan/drain?seconds=0").await.envelope();
+    assert_eq!(gone["data"]["deregistered"], false, "a whole service stays: it is an operator who drains it");
+    furt.get("/internal/services/sagjan/drain").await.is_refused(405, "METHOD_NOT_ALLOWED");
+}
+
+#[tokio::test]
+async fn a_reload_is_for_operators_and_tells_what_changed() {
+    let furt = World::start().await;
+    let done = furt.send("POST /internal/reload", &[], "").await.envelope();
+    assert_eq!(done["message"], "furt.conf reloaded: 1 change");
+    assert_eq!(done["data"].to_string(), r#"{"changes":["[gateway] hosts is a"],"warnings":[],"version":7}"#);
+    furt.send("POST /internal/reload?now=1", &[], "").await.is_refused(400, "VALIDATION_ERROR");
+    let furt = World::with(with_token(config(), "look", Role::Reader), Limits::default()).await;
+    furt.send("POST /internal/reload", &[], "").await.is_refused(401, "UNAUTHORIZED");
+    furt.send("POST /internal/reload", &["Authorization: Bearer look"], "").await.is_refused(403, "FORBIDDEN");
+}
+
+#[tokio::test]
+async fn the_description_is_served_to_readers() {
+    let furt = World::start().await;
+    let answer = furt.get("/internal/openapi.json").await;
+    assert_eq!((answer.status(), answer.header("content-type")), (200, Some("application/json")));
+    assert_eq!(serde_json::from_str::<Value>(answer.body()).unwrap(), openapi::document().unwrap());
 }
 
 #[tokio::test]
