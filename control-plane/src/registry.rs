@@ -115,7 +115,7 @@ pub(crate) struct Stamp {
 impl Registry {
     /// Empty, with a new epoch; names are looked up by the system, nothing outlives it.
     pub fn new(config: Config) -> Self {
-        Self::with_store(config, Box::new(Memory::default()))
+        Self::with_store(config, Box::new(Memory))
     }
 
     /// With a new epoch, over a store; [`Registry::restore`] reads it.

@@ -134,7 +134,13 @@ struct Round {
     dirty: Vec<(ServiceName, InstanceId)>,
     batch: Batch,
     /// What needs no store after all.
-    settled: Vec<(Answer, Option<oneshot::Sender<Answer>>, Option<Box<Told>>)>,
+    settled: Vec<Settled>,
+}
+
+struct Settled {
+    answer: Answer,
+    to: Option<oneshot::Sender<Answer>>,
+    told: Option<Told>,
 }
 
 /// What is told once the lock is free.
@@ -196,8 +202,8 @@ impl Registry {
 
     async fn rounds(self) {
         while let Some(mut round) = self.plan() {
-            for (answer, to, told) in std::mem::take(&mut round.settled) {
-                self.tell(told.map(|told| *told));
+            for Settled { answer, to, told } in std::mem::take(&mut round.settled) {
+                self.tell(told);
                 reply(to, answer);
             }
             if round.steps.is_empty() && round.dirty.is_empty() {
@@ -238,7 +244,7 @@ impl Registry {
                 Err(settled) => {
                     state.changes.done_with(service.as_ref());
                     let (answer, told) = *settled;
-                    round.settled.push((answer, waiting.answer, told.map(Box::new)));
+                    round.settled.push(Settled { answer, to: waiting.answer, told });
                 }
             }
         }

@@ -153,10 +153,149 @@ fn answer(service: String, instances: &[InstanceId], version: u64) -> v1::DrainR
 /// How long to wait, when what is asked goes together.
 fn check(instance: Option<&InstanceId>, request: &v1::DrainRequest) -> Result<Duration, Refusal> {
     of_one_instance(instance, &request.registration_id)?;
+    if request.undo && !request.registration_id.is_empty() {
+        let message = "an operator's drain is the instance's, whatever its registration: leave it out";
+        return Err(Fault::new("registration_id", Code::Validation, message).into());
+    }
     let seconds = request.seconds.unwrap_or(DEFAULT_SECONDS);
     if seconds > MOST_SECONDS {
         let fault = Fault::new("seconds", Code::Validation, format!("expected 0 to {MOST_SECONDS}, got {seconds}"));
         return Err(fault.into());
     }
     Ok(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::registry::tests::{config, local, request};
+
+    /// A data plane that says what the test makes it say.
+    struct Plane(Registry, u64);
+
+    impl Plane {
+        fn says(&self, version: u64, requests: &[(u32, u32)]) {
+            let in_flight = requests.iter().map(|(instance, requests)| v1::InFlight {
+                service: "sagjan".into(),
+                instance: *instance,
+                requests: *requests,
+            });
+            let request = v1::WatchRequest { version, counted: true, in_flight: in_flight.collect(), ..Default::default() };
+            self.0.heard(self.1, &request);
+        }
+    }
+
+    async fn two_instances() -> (Registry, Vec<v1::RegisterResponse>) {
+        let registry = Registry::new(config());
+        let mut answers = Vec::new();
+        for instance in ["a", "b"] {
+            let request = v1::RegisterRequest { instance: instance.into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+            answers.push(registry.try_it(request).await.unwrap());
+        }
+        (registry, answers)
+    }
+
+    fn of(instance: &str, registration_id: &str) -> v1::DrainRequest {
+        v1::DrainRequest {
+            service: "sagjan".into(),
+            instance: instance.into(),
+            registration_id: registration_id.into(),
+            ..Default::default()
+        }
+    }
+
+    fn drained(registry: &Registry) -> BTreeSet<String> {
+        let instances = registry.get_service("sagjan").unwrap().instances;
+        instances.into_iter().filter(|instance| instance.drained).map(|instance| instance.id).collect()
+    }
+
+    async fn draining(registry: &Registry, request: v1::DrainRequest) -> tokio::task::JoinHandle<Result<v1::DrainResponse, Refusal>> {
+        let (task, version) = (registry.clone(), registry.stamp().version);
+        let task = tokio::spawn(async move { task.drain(&local(), request).await });
+        let mut changed = registry.follow();
+        while changed.borrow_and_update().version == version {
+            changed.changed().await.unwrap();
+        }
+        task
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_farewell_waits_for_every_data_plane_and_deregisters() {
+        let (registry, answers) = two_instances().await;
+        let planes = [Plane(registry.clone(), registry.attach(false)), Plane(registry.clone(), registry.attach(false))];
+        let task = draining(&registry, of("a", &answers[0].registration_id)).await;
+        assert_eq!(drained(&registry), ["a".to_owned()].into());
+        let version = registry.stamp().version;
+        planes[0].says(version, &[]);
+        planes[1].says(version - 1, &[]);
+        planes[1].says(version, &[(1, 2)]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!task.is_finished(), "one of the two has requests in flight");
+        planes[1].says(version, &[]);
+        let answer = task.await.unwrap().unwrap();
+        assert_eq!((answer.in_flight, answer.deregistered, answer.instances), (0, true, vec!["a".to_owned()]));
+        assert_eq!(registry.get_service("sagjan").unwrap().instances.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits_no_longer_than_asked_and_for_no_plane_that_has_left() {
+        let (registry, answers) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        let began = Instant::now();
+        let request = v1::DrainRequest { seconds: Some(7), ..of("a", &answers[0].registration_id) };
+        let task = draining(&registry, request).await;
+        plane.says(registry.stamp().version, &[(1, 3)]);
+        let answer = task.await.unwrap().unwrap();
+        assert_eq!((answer.in_flight, answer.deregistered, began.elapsed()), (3, true, Duration::from_secs(7)));
+        let task = draining(&registry, of("b", &answers[1].registration_id)).await;
+        registry.detach(plane.1);
+        assert!(task.await.unwrap().unwrap().deregistered);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operators_drain_outlives_renewals_and_new_starts_until_it_is_undone() {
+        let (registry, _) = two_instances().await;
+        let answer = registry.drain(&local(), of("a", "")).await.unwrap();
+        assert_eq!((answer.deregistered, answer.in_flight), (false, 0));
+        for port in [7812, 7899] {
+            let again = v1::RegisterRequest { instance: "a".into(), ..request("sagjan", port, &["GET /api/*"]) };
+            registry.try_it(again).await.unwrap();
+            assert_eq!(drained(&registry), ["a".to_owned()].into(), "{port}");
+        }
+        registry.drain(&local(), v1::DrainRequest { service: "sagjan".into(), ..Default::default() }).await.unwrap();
+        assert_eq!(drained(&registry).len(), 2, "a whole service");
+        registry.drain(&local(), v1::DrainRequest { service: "sagjan".into(), undo: true, ..Default::default() }).await.unwrap();
+        assert!(drained(&registry).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registration_after_the_farewell_goes_on() {
+        let (registry, answers) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        let task = draining(&registry, of("a", &answers[0].registration_id)).await;
+        let again = v1::RegisterRequest { instance: "a".into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+        registry.try_it(again).await.unwrap();
+        plane.says(registry.stamp().version, &[]);
+        assert!(!task.await.unwrap().unwrap().deregistered);
+        assert!(drained(&registry).is_empty());
+        assert_eq!(registry.get_service("sagjan").unwrap().instances.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_makes_no_sense_is_refused_and_changes_nothing() {
+        let (registry, answers) = two_instances().await;
+        let check = async |request: v1::DrainRequest, expected: Code| {
+            assert_eq!(registry.drain(&local(), request).await.unwrap_err().code(), expected);
+            assert!(drained(&registry).is_empty());
+        };
+        check(of("a", "01J"), Code::StaleRegistration).await;
+        check(of("a", &answers[1].registration_id), Code::StaleRegistration).await;
+        check(of("c", ""), Code::NotFound).await;
+        check(of("", &answers[0].registration_id), Code::Validation).await;
+        check(v1::DrainRequest { seconds: Some(301), ..of("a", "") }, Code::Validation).await;
+        check(v1::DrainRequest { service: "Obr".into(), ..of("a", "") }, Code::Validation).await;
+        check(v1::DrainRequest { undo: true, ..of("a", &answers[0].registration_id) }, Code::Validation).await;
+    }
 }

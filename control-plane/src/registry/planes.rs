@@ -18,8 +18,15 @@ struct Plane {
     /// Of this process: its installing is waited for.
     local: bool,
     installed: u64,
-    /// Requests in flight to drained instances by service and number, and the version they were counted at.
-    counted: Option<(u64, HashMap<(String, u32), u32>)>,
+    counted: Option<Counted>,
+}
+
+/// Requests in flight to drained instances, as a data plane counted them.
+struct Counted {
+    /// At which version.
+    version: u64,
+    /// By service and number; what is not there has none.
+    requests: HashMap<(String, u32), u32>,
 }
 
 /// Most instances whose requests in flight are taken from one message.
@@ -30,9 +37,9 @@ impl Planes {
     pub(super) fn in_flight(&self, service: &str, numbers: &[u32], version: u64) -> Option<u32> {
         let mut sum = 0u32;
         for plane in self.planes.values() {
-            let (_, counts) = plane.counted.as_ref().filter(|(counted_at, _)| *counted_at >= version)?;
+            let counted = plane.counted.as_ref().filter(|counted| counted.version >= version)?;
             for number in numbers {
-                sum = sum.saturating_add(counts.get(&(service.to_owned(), *number)).copied().unwrap_or(0));
+                sum = sum.saturating_add(counted.requests.get(&(service.to_owned(), *number)).copied().unwrap_or(0));
             }
         }
         Some(sum)
@@ -65,8 +72,8 @@ impl Registry {
             plane.installed = request.version;
             if request.counted {
                 let counts = request.in_flight.iter().take(MOST_COUNTED);
-                let counts = counts.map(|count| ((count.service.clone(), count.instance), count.requests)).collect();
-                plane.counted = Some((request.version, counts));
+                let requests = counts.map(|count| ((count.service.clone(), count.instance), count.requests)).collect();
+                plane.counted = Some(Counted { version: request.version, requests });
             }
         }
         self.tell_planes(&state);

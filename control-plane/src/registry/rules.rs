@@ -44,6 +44,12 @@ impl Registry {
     /// Takes another furt.conf, all of it; running state is kept. `more`: what else is different, for those who are
     /// told. Answers when the data plane of this process has it.
     pub async fn reload(&self, config: Config, more: Vec<String>) -> Reloaded {
+        let reloaded = self.swap(config, more);
+        self.installed(reloaded.version).await;
+        reloaded
+    }
+
+    fn swap(&self, config: Config, more: Vec<String>) -> Reloaded {
         let rules = Arc::new(Rules::new(Arc::new(config)));
         let now = Instant::now();
         let mut state = self.lock();
@@ -68,7 +74,6 @@ impl Registry {
         changes.extend(verdicts.iter().map(ToString::to_string));
         verdicts.iter().for_each(|verdict| self.tell_verdict(verdict));
         self.telemetry().reloaded(&changes, version);
-        self.installed(version).await;
         Reloaded { changes, version }
     }
 
@@ -192,4 +197,122 @@ fn named<T: PartialEq>(section: &str, before: &[T], now: &[T], name: impl Fn(&T)
     let gone = before.iter().map(&name).filter(|label| !new.contains_key(label));
     lines.extend(gone.map(|label| format!("[{section} \"{label}\"] is gone")));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Grants,
+        registry::tests::{config, grant, local, request, static_route},
+    };
+
+    fn withdrawn(registry: &Registry, service: &str) -> String {
+        registry.get_service(service).unwrap().instances[0].withdrawn.clone()
+    }
+
+    async fn reload(registry: &Registry, change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut next = (*registry.config()).clone();
+        change(&mut next);
+        registry.reload(next, Vec::new()).await.changes
+    }
+
+    #[tokio::test]
+    async fn what_furt_conf_no_longer_allows_is_withdrawn_and_comes_back_with_it() {
+        let registry = Registry::new(config());
+        registry.try_it(request("sagjan", 7812, &["GET /api/*"])).await.unwrap();
+        registry.try_it(request("obr", 7813, &["GET /obr"])).await.unwrap();
+        assert_eq!(reload(&registry, |_| {}).await, Vec::<String>::new(), "the same again is nothing");
+        let version = registry.stamp().version;
+
+        let mut narrow = grant(Some("sagjan"));
+        narrow.permissions = vec!["c:*".parse().unwrap()];
+        let changes = reload(&registry, |config| config.grants = [grant(None), narrow].into()).await;
+        let reason = "a:b is outside the permissions granted to sagjan: c:*";
+        assert_eq!(changes, ["[service \"sagjan\"] is new".to_owned(), format!("instance default of sagjan is withdrawn: {reason}")]);
+        assert_eq!(withdrawn(&registry, "sagjan"), reason);
+        assert_eq!(withdrawn(&registry, "obr"), "");
+        assert!(registry.stamp().version > version, "the data planes are told");
+        let routes = registry.list_routes(&v1::ListRoutesRequest { service: "sagjan".into() }).routes;
+        assert!(!routes[0].active);
+        // It still owns its route, and it cannot renew.
+        let other = registry.try_it(request("obr", 7813, &["GET /obr", "GET /api/*"])).await.unwrap_err();
+        assert_eq!(other.code(), Code::RouteConflict);
+        let renewed = registry.try_it(request("sagjan", 7812, &["GET /api/*"])).await.unwrap_err();
+        assert_eq!(renewed.code(), Code::PermissionNotGranted);
+
+        let changes = reload(&registry, |config| config.grants = [grant(None)].into()).await;
+        assert_eq!(changes, ["[service \"sagjan\"] is gone", "instance default of sagjan is allowed again"]);
+        assert_eq!(withdrawn(&registry, "sagjan"), "");
+    }
+
+    #[tokio::test]
+    async fn every_rule_is_asked_anew() {
+        type Case = (&'static str, fn(&mut Config));
+        let cases: [Case; 7] = [
+            ("there is no grant for sagjan", |config| config.grants = Grants::default()),
+            ("127.0.0.1 may not register sagjan; its grant says from = 10.0.0.0/8", |config| {
+                let mut from = grant(None);
+                from.from = Some("10.0.0.0/8".parse().unwrap());
+                config.grants = [from].into();
+            }),
+            ("127.0.0.1 is not in allow_registration_from", |config| {
+                config.allow_registration_from = "10.0.0.0/8".parse().unwrap();
+            }),
+            ("/api/* is outside the paths granted to sagjan: /other", |config| {
+                let mut paths = grant(None);
+                paths.paths = Some(vec!["/other".parse().unwrap()]);
+                config.grants = [paths].into();
+            }),
+            ("127.0.0.1 is not where sagjan may be; its grant says upstreams = 10.0.0.0/8", |config| {
+                let mut upstreams = grant(None);
+                upstreams.upstreams = Some("10.0.0.0/8".parse().unwrap());
+                config.grants = [upstreams].into();
+            }),
+            ("GET /api/* is covered by GET /api/*, the route \"mail\" of furt.conf, which always wins", |config| {
+                config.published.static_routes = vec![static_route("mail", "GET", "/api/*", "http://127.0.0.1:1")];
+            }),
+            ("127.0.0.1:7812 is furt itself", |config| config.public = Some("127.0.0.1:7812".parse().unwrap())),
+        ];
+        for (expected, change) in cases {
+            let registry = Registry::new(config());
+            registry.try_it(request("sagjan", 7812, &["GET /api/*"])).await.unwrap();
+            reload(&registry, change).await;
+            assert!(withdrawn(&registry, "sagjan").starts_with(expected), "{expected}: {}", withdrawn(&registry, "sagjan"));
+            registry.reload(config(), Vec::new()).await;
+            assert_eq!(withdrawn(&registry, "sagjan"), "", "{expected}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_too_many_instances_the_oldest_stay() {
+        let registry = Registry::new(config());
+        for instance in ["c", "a", "b"] {
+            let request = v1::RegisterRequest { instance: instance.into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+            registry.try_it(request).await.unwrap();
+        }
+        let mut two = grant(None);
+        two.max_instances = 2;
+        reload(&registry, |config| config.grants = [two].into()).await;
+        let instances = registry.get_service("sagjan").unwrap().instances;
+        let withdrawn: Vec<_> = instances.iter().map(|instance| (instance.id.as_str(), !instance.withdrawn.is_empty())).collect();
+        assert_eq!(withdrawn, [("a", false), ("b", true), ("c", false)]);
+    }
+
+    #[tokio::test]
+    async fn running_state_is_kept() {
+        let registry = Registry::new(config());
+        let first = registry.try_it(request("sagjan", 7812, &["GET /api/*"])).await.unwrap();
+        for _ in 0..3 {
+            let ticket = registry.take_due(Instant::now() + Duration::from_secs(3600), 1).remove(0);
+            registry.record(&ticket, &Seen::Missed("no".into()), Instant::now(), 0.0);
+        }
+        let changes = reload(&registry, |config| config.probing.interval = Duration::from_secs(7)).await;
+        assert_eq!(changes, ["[gateway] health_check_interval is 7s"]);
+        assert_eq!(registry.status("sagjan"), ("DOWN".into(), false, 3), "a DOWN instance is DOWN after a reload");
+        assert_eq!(registry.get_service("sagjan").unwrap().instances[0].registration_id, first.registration_id);
+        assert_eq!(registry.notice(&registry.lock()).renew_after_seconds, 14);
+        let again = registry.register(&local(), request("sagjan", 7812, &["GET /api/*"]), Vec::new()).await.unwrap();
+        assert_eq!((again.registration_id, again.renew_after_seconds), (first.registration_id, 14));
+    }
 }

@@ -1,5 +1,7 @@
 //! What registrations, probes and farewells do to the records, with time as an argument.
 
+use std::time::Duration;
+
 use furt_proto::v1;
 use prost::Message;
 
@@ -123,7 +125,7 @@ fn a_late_answer_cannot_speak_for_a_newer_registration() {
     let new = world.ticket().expect("the new start is probed at once");
     assert_ne!(new.number, old.number);
     // Gone and back under the very same url: another life all the same.
-    world.services.remove(&new.service, &[new.instance.clone()]);
+    world.services.remove(&new.service, std::slice::from_ref(&new.instance));
     world.register(request("sagjan", 7813, &["GET /a"]));
     assert!(world.record(&new, answered()).is_none());
     let now = world.ticket().unwrap();
