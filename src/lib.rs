@@ -29,7 +29,7 @@ use furt_proto::{
 use tokio::{
     net::TcpListener,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -93,10 +93,10 @@ impl Furt {
         data.internal = internal_addr;
         control.listen = internal_addr.unwrap_or(control.listen);
 
-        let current = Current::new(View::empty(data.workers));
-        let suspicions = Suspicions::default();
         let public = data.listen;
-        let data = DataPlane::bind(data, current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
+        let current = Current::new(View::empty(data));
+        let suspicions = Suspicions::default();
+        let data = DataPlane::bind(current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
         control.public = Some(data.local_addr());
 
         // Without the internal listener nobody registers, so there is nothing to keep.
@@ -214,7 +214,7 @@ impl Observed {
 
 impl Observer for Observed {
     fn health(&self, full: bool) -> Bytes {
-        self.shared.health.body(&self.shared.current.load(), full, Instant::now())
+        self.shared.health(&self.shared.current.load(), full)
     }
 
     fn live(&self) -> bool {

@@ -55,14 +55,13 @@ pub struct Line<'a> {
 #[derive(Debug, Clone)]
 pub struct Log {
     sender: SyncSender<Vec<u8>>,
-    json: bool,
 }
 
 /// Starts the writer thread, which ends when every [`Log`] is gone.
-pub fn start(json: bool) -> std::io::Result<Log> {
+pub fn start() -> std::io::Result<Log> {
     let (sender, receiver) = sync_channel(WAITING);
     thread::Builder::new().name("furt-access-log".into()).spawn(move || write(&receiver))?;
-    Ok(Log { sender, json })
+    Ok(Log { sender })
 }
 
 fn write(receiver: &Receiver<Vec<u8>>) {
@@ -86,9 +85,9 @@ impl Writer {
         Self { log, buffer: String::new(), lines: 0 }
     }
 
-    /// Adds a line. Returns how many lines had to be dropped.
-    pub fn line(&mut self, line: &Line<'_>) -> u64 {
-        if self.log.json {
+    /// Adds a line, as JSON or as text. Returns how many lines had to be dropped.
+    pub fn line(&mut self, line: &Line<'_>, as_json: bool) -> u64 {
+        if as_json {
             json(&mut self.buffer, line)
         } else {
             text(&mut self.buffer, line)
@@ -211,11 +210,11 @@ mod tests {
     #[test]
     fn a_reader_too_slow_costs_lines_and_never_waits() {
         let (sender, _receiver) = sync_channel(1);
-        let mut writer = Writer::new(Log { sender, json: false });
-        writer.line(&line());
+        let mut writer = Writer::new(Log { sender });
+        writer.line(&line(), false);
         assert_eq!(writer.flush(), 0);
-        writer.line(&line());
-        writer.line(&line());
+        writer.line(&line(), false);
+        writer.line(&line(), false);
         assert_eq!(writer.flush(), 2);
     }
 }

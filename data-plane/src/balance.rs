@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use crate::{
@@ -17,7 +17,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct InstanceState {
     /// Requests under way.
-    pub in_flight: AtomicU32,
+    in_flight: AtomicU32,
+    /// Drained in the view in force, whatever an older view says that a request still holds.
+    closed: AtomicBool,
     /// Connects that failed in a row.
     failed_connects: AtomicU32,
     /// Until when it is set aside, nanoseconds of the data plane's clock.
@@ -27,6 +29,36 @@ pub struct InstanceState {
 const SECOND: u64 = 1_000_000_000;
 
 impl InstanceState {
+    /// Counts a request to it. False: it is drained by now, and the request should go elsewhere if it can.
+    ///
+    /// The count is written before `closed` is read, and [`Self::close`] is called before the count is read
+    /// ([`Self::in_flight`]), all in one order: a request either is in the count or hears that it is closed. So a
+    /// drained instance with none in flight gets none any more.
+    pub fn enter(&self) -> bool {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// A request to it has ended.
+    pub fn leave(&self) {
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// It is drained.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// It is drained no more.
+    pub fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+    }
+
     /// A connect failed: set aside for 1, 2, 4 … 30 s.
     pub fn connect_failed(&self, now: u64) {
         let failures = self.failed_connects.fetch_add(1, Ordering::Relaxed);
@@ -63,6 +95,9 @@ pub enum Tier {
 pub fn tier(instance: &Instance, route: &Route, now: u64) -> Result<Tier, &'static str> {
     if !route.declared_by(instance.number) {
         return Err("did not declare this route");
+    }
+    if instance.withdrawn {
+        return Err("furt.conf no longer allows its registration");
     }
     if instance.drained {
         return Err("drained");
@@ -133,6 +168,7 @@ mod tests {
             parked: false,
             suspect: false,
             drained: false,
+            withdrawn: false,
             registration_id: "r".into(),
             state: Arc::default(),
             authority: http::HeaderValue::from_static("a"),
@@ -189,6 +225,42 @@ mod tests {
         assert!(all[0].state.is_aside(30 * SECOND) && !all[0].state.is_aside(1 + 30 * SECOND), "never more than thirty");
         all[0].state.connected();
         assert!(!all[0].state.is_aside(2));
+    }
+
+    #[test]
+    fn who_drains_an_instance_and_counts_none_sees_none_come_any_more() {
+        for _ in 0..200 {
+            let (state, none) = (InstanceState::default(), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        while state.enter() {
+                            assert!(!none.load(Ordering::SeqCst), "counted by nobody");
+                            state.leave();
+                        }
+                        state.leave();
+                    });
+                }
+                state.close();
+                while state.in_flight() > 0 {
+                    std::hint::spin_loop();
+                }
+                none.store(true, Ordering::SeqCst);
+            });
+            assert_eq!(state.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_drained_or_withdrawn_takes_no_requests() {
+        let change = |change: fn(&mut Instance)| {
+            let mut own = Arc::into_inner(instance(0, Status::Up, 100)).unwrap();
+            change(&mut own);
+            tier(&own, &route(Declared::All), 1)
+        };
+        assert_eq!(change(|_| {}), Ok(Tier::Up));
+        assert_eq!(change(|one| one.drained = true), Err("drained"));
+        assert_eq!(change(|one| one.withdrawn = true), Err("furt.conf no longer allows its registration"));
     }
 
     #[test]

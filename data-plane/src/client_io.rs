@@ -58,13 +58,11 @@ enum Line {
     Read,
 }
 
-/// Limits on a connection's time, in nanoseconds.
+/// Limits on a connection's time while it has no request, in nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// For a head to arrive.
     pub head: u64,
-    /// Between two pieces of a body.
-    pub body: u64,
     /// Between two requests.
     pub idle: u64,
 }
@@ -74,6 +72,8 @@ pub struct Limits {
 pub struct Watch {
     phase: Cell<Phase>,
     since: Cell<u64>,
+    /// Nanoseconds between two pieces of a body, as the last request has it.
+    body: Cell<u64>,
     /// Requests under way; above one only with HTTP/2.
     exchanges: Cell<u32>,
     /// How far the request line was read: hyper drops a `#` in it in silence.
@@ -88,6 +88,7 @@ impl Watch {
         Self {
             phase: Cell::new(Phase::Head),
             since: Cell::new(now),
+            body: Cell::new(0),
             exchanges: Cell::new(0),
             line: Cell::new(Line::Ahead),
             verdict: Cell::new(Verdict::Live),
@@ -101,8 +102,9 @@ impl Watch {
         self.since.set(now);
     }
 
-    /// A request has arrived.
-    pub fn begin(&self, phase: Phase, now: u64) {
+    /// A request has arrived. `body`: the most nanoseconds between two pieces of its body or of its answer's.
+    pub fn begin(&self, phase: Phase, now: u64, body: u64) {
+        self.body.set(body);
         self.exchanges.set(self.exchanges.get() + 1);
         self.enter(phase, now);
     }
@@ -156,8 +158,8 @@ impl Watch {
         let (limit, verdict) = match self.phase.get() {
             Phase::Idle => (limits.idle, Verdict::Close),
             Phase::Head => (limits.head, Verdict::TooSlow),
-            Phase::Upload => (limits.body, Verdict::TooSlow),
-            Phase::Answer => (limits.body, Verdict::Close),
+            Phase::Upload => (self.body.get(), Verdict::TooSlow),
+            Phase::Answer => (self.body.get(), Verdict::Close),
             Phase::Waiting | Phase::Stream => return,
         };
         if now.saturating_sub(self.since.get()) > limit {
@@ -338,7 +340,7 @@ impl AsyncWrite for ClientIo {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { head: 10, body: 30, idle: 75 };
+    const LIMITS: Limits = Limits { head: 10, idle: 75 };
 
     fn verdict(watch: &Watch, now: u64) -> Verdict {
         watch.look(now, &LIMITS);
@@ -354,7 +356,7 @@ mod tests {
             (Phase::Answer, 30, Verdict::Close),
         ] {
             let watch = Watch::new(0);
-            watch.enter(phase, 1);
+            watch.begin(phase, 1, 30);
             assert_eq!(verdict(&watch, 1 + limit), Verdict::Live, "{phase:?}");
             assert_eq!(verdict(&watch, 2 + limit), expected, "{phase:?}");
         }
@@ -368,9 +370,9 @@ mod tests {
     #[test]
     fn one_of_several_exchanges_does_not_end_the_others() {
         let watch = Watch::new(0);
-        watch.begin(Phase::Waiting, 1);
+        watch.begin(Phase::Waiting, 1, 30);
         watch.enter(Phase::Stream, 2);
-        watch.begin(Phase::Waiting, 3);
+        watch.begin(Phase::Waiting, 3, 30);
         watch.enter(Phase::Answer, 4);
         assert_eq!(verdict(&watch, 1_000), Verdict::Live, "the other is an event stream");
         watch.end(1_000);

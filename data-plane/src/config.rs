@@ -5,7 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use furt_proto::{network::Networks, rate::Rate};
 use http::{HeaderName, HeaderValue};
 
-/// Typed and complete; nothing is left to check.
+/// Typed and complete; nothing is left to check. `listen`, `workers` and `internal` are those of the start; all else
+/// changes with a reload, from the next request on.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The public listener.

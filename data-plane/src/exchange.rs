@@ -1,7 +1,7 @@
 //! One request from its head to the end of its answer: what is counted and logged about it, and
 //! what has to be undone when it ends, however it ends.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -30,7 +30,7 @@ pub struct Exchange {
     upstream: Option<Duration>,
     bytes: u64,
     complete: bool,
-    /// Only when the access log is on: the path and the caller's name.
+    /// Only with `log_requests`: the path and the caller's name.
     logged: Option<(String, Option<Arc<str>>)>,
 }
 
@@ -71,9 +71,9 @@ impl Exchange {
         self.started
     }
 
-    /// What the log will say of path and caller, when there is a log.
+    /// What the log will say of path and caller, when there is to be a line.
     pub fn note_path(&mut self, path: &str) {
-        if self.worker.log.is_some() {
+        if self.view.config.log_requests {
             self.logged = Some((path.to_owned(), None));
         }
     }
@@ -90,16 +90,16 @@ impl Exchange {
         self.route = Some(route.clone());
     }
 
-    /// Another instance is asked.
-    pub fn ask(&mut self, instance: &Arc<Instance>) {
+    /// Another instance is asked. False: it has been drained since the request's view; it counts all the same.
+    pub fn ask(&mut self, instance: &Arc<Instance>) -> bool {
         self.leave();
-        instance.state.in_flight.fetch_add(1, Ordering::Relaxed);
         self.instance = Some(instance.clone());
+        instance.state.enter()
     }
 
     fn leave(&mut self) {
         if let Some(instance) = &self.instance {
-            instance.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+            instance.state.leave();
         }
     }
 
@@ -144,7 +144,7 @@ impl Drop for Exchange {
         let metrics = service.map_or(&self.worker.shared.unrouted, |service| &service.metrics);
         metrics.observe(self.worker.number, &self.method, self.status, total, self.upstream);
         let Some((path, caller)) = &self.logged else { return };
-        self.worker.write_log(&Line {
+        let line = Line {
             unix_ms: self.worker.coarse.unix_ms(self.started),
             request_id: self.request_id.to_str().unwrap_or_default(),
             client: self.client,
@@ -159,6 +159,7 @@ impl Drop for Exchange {
             upstream: self.upstream,
             bytes: self.bytes,
             reason: self.reason,
-        });
+        };
+        self.worker.write_log(&line, self.view.config.log_json);
     }
 }

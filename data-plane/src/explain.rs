@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::view::{
         apply,
-        model::{Model, fixed, instance, route},
+        model::{Model, empty, fixed, instance, route},
     };
 
     fn key(name: &str, permissions: &str) -> v1::Key {
@@ -284,7 +284,7 @@ mod tests {
         let bound = v1::Key { allowed_ips: vec!["10.0.0.0/8".into()], ..key("bound", "*") };
         let old = v1::Key { expires_unix: 1, ..key("old", "*") };
         model.keys(vec![key("site", "comments:*"), key("reader", "comments:read"), bound, old]);
-        apply(&View::empty(1), model.whole()).unwrap()
+        apply(&empty(), model.whole()).unwrap()
     }
 
     fn ask(view: &View, method: &str, path: &str, host: &str, key: &str) -> v1::ExplainResponse {
@@ -326,7 +326,7 @@ mod tests {
         check("GET", "/internal/services", "site", "404 NOT_FOUND");
         check("GET", "/auth", "site", "404 NOT_FOUND");
         check("POST", "/health", "site", "405 METHOD_NOT_ALLOWED");
-        let early = View::empty(1);
+        let early = empty();
         assert_eq!(said(&ask(&early, "GET", "/a", "", "")), "503 SERVICE_UNAVAILABLE");
         assert_eq!(said(&ask(&early, "GET", "/health/ready", "", "")), "503 LOCAL");
     }

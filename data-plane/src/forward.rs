@@ -37,6 +37,8 @@ const PARKED_RETRY: Duration = Duration::from_secs(120);
 pub struct Forward<'a> {
     /// Where it came from.
     pub connection: &'a Rc<Connection>,
+    /// Whether its peer is one of `trusted_proxies`.
+    pub trusted: bool,
     /// The view it sees.
     pub view: &'a View,
     /// The route that governs it.
@@ -76,7 +78,7 @@ impl Forward<'_> {
         progress.last.set(exchange.started());
         let has_body = !body.is_end_stream();
         let repeatable = !has_body && is_idempotent(&self.head.method);
-        let timeout = self.route.timeout.unwrap_or(worker.shared.config.upstream_timeout);
+        let timeout = self.route.timeout.unwrap_or(self.view.config.upstream_timeout);
         let deadline = worker.deadlines.set(exchange.started() + nanos(timeout));
         let mut request = self.request(has_body.then(|| self.upload(body, &progress)));
         worker.retries.earn();
@@ -96,7 +98,9 @@ impl Forward<'_> {
                 // HTTP/1.0 knew no Host, HTTP/1.1 wants one (RFC 9112 §3.2).
                 request.headers_mut().insert(HOST, instance.authority.clone());
             }
-            exchange.ask(instance);
+            if !exchange.ask(instance) && self.leads_elsewhere(instance, now, &mut tried) {
+                continue;
+            }
             let idle = if retried { None } else { worker.pool.take(instance, now, repeatable) };
             let mut lease = match idle {
                 Some(lease) => lease,
@@ -162,7 +166,7 @@ impl Forward<'_> {
         if progress.ended.get() {
             return Some(last + nanos(timeout)).filter(|at| *at > now).ok_or(ProxyError::GatewayTimeout);
         }
-        let idle = now.saturating_sub(last) > nanos(worker.shared.config.body_idle_timeout);
+        let idle = now.saturating_sub(last) > nanos(self.view.config.body_idle_timeout);
         if idle { Err(ProxyError::RequestTimeout) } else { Ok(now + nanos(timeout)) }
     }
 
@@ -185,9 +189,20 @@ impl Forward<'_> {
         allowed
     }
 
+    /// Whether another instance can take what was meant for one that has been drained since the request's view. When
+    /// there is none, the request goes there all the same: it counts, so whoever drains it waits for it.
+    fn leads_elsewhere(&self, drained: &Instance, now: u64, tried: &mut Vec<u32>) -> bool {
+        tried.push(drained.number);
+        let elsewhere = balance::choose(&self.service.instances, self.route, now, tried).is_some();
+        if !elsewhere {
+            tried.pop();
+        }
+        elsewhere
+    }
+
     fn upload(&self, body: Incoming, progress: &Rc<Progress>) -> Box<Upload> {
         let worker = &self.connection.worker;
-        let limit = worker.shared.config.max_body_size;
+        let limit = self.view.config.max_body_size;
         Box::new(Upload::new(body, limit, progress.clone(), self.connection.watch.clone(), worker.coarse.clone()))
     }
 
@@ -199,7 +214,7 @@ impl Forward<'_> {
             request_id: self.request_id,
             host: self.host,
             peer: &self.connection.peer_value,
-            trusted: self.connection.trusted,
+            trusted: self.trusted,
             version: self.head.version,
             via: &self.connection.worker.shared.via,
             // Without a length a body would be lost on its way to HTTP/1.1.

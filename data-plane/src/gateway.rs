@@ -16,17 +16,18 @@ use http::{
 };
 use hyper::body::{Body, Incoming};
 use serde_json::json;
-use tokio::time::Instant;
 
 use crate::{
     auth::{self, Caller, Denied, Presented},
     body::AnswerBody,
     client_io::Phase,
+    clock::nanos,
     cors,
     exchange::Exchange,
     forward::{Answered, Forward},
     framing::{check_framing, checked_host, host_name},
     headers::{self, X_API_KEY},
+    health,
     local::{Local, local},
     respond::{self, ProxyError},
     table::{Access, Lookup},
@@ -44,6 +45,8 @@ const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset
 struct Decision {
     exchange: Box<Exchange>,
     request_id: HeaderValue,
+    /// Whether its peer is one of `trusted_proxies`.
+    trusted: bool,
     /// The rate limit of the caller's key, as far as it is known.
     limit: Option<(u32, Verdict)>,
     /// The origin of a browser that may read the answer.
@@ -68,18 +71,20 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let worker = &connection.worker;
     let started = worker.coarse.exact();
     let (head, body) = request.into_parts();
-    connection.watch.begin(if body.is_end_stream() { Phase::Waiting } else { Phase::Upload }, started);
     let view = worker.view();
+    let phase = if body.is_end_stream() { Phase::Waiting } else { Phase::Upload };
+    connection.watch.begin(phase, started, nanos(view.config.body_idle_timeout));
     let mut client = connection.peer;
     let mut request_id = None;
-    if connection.trusted {
-        client = headers::client_address(&head.headers, client, &worker.shared.config.trusted_proxies);
+    let trusted = view.config.trusted_proxies.contains(client);
+    if trusted {
+        client = headers::client_address(&head.headers, client, &view.config.trusted_proxies);
         request_id = headers::trusted_request_id(&head.headers).cloned();
     }
     let request_id = request_id.unwrap_or_else(|| new_request_id(worker.coarse.unix_ms(started)));
     let exchange = Box::new(Exchange::new(&connection, &view, head.method.clone(), client, started, request_id.clone()));
     let origin = cors::allowed_origin(&view.cors_origins, &head.headers).cloned();
-    let mut decision = Decision { exchange, request_id, limit: None, origin };
+    let mut decision = Decision { exchange, request_id, trusted, limit: None, origin };
     let answer = handle(&connection, &view, &mut decision, &head, body).await;
     let may_be_known = match &answer {
         Ok(answer) => !matches!(answer, Answer::Service(_)),
@@ -89,7 +94,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     if may_be_known && decision.limit.is_none() {
         recognise(&connection, &view, &mut decision, &head.headers);
     }
-    Ok(finish(&connection, decision, head.version, answer))
+    Ok(finish(&connection, &view, decision, head.version, answer))
 }
 
 /// A ULID: sortable by time, and no two alike.
@@ -144,10 +149,11 @@ async fn handle(
         return Err(ProxyError::Loop);
     }
     let caller = authorize(connection, view, decision, &route.access, &head.headers)?;
-    check_body(connection, &head.headers)?;
+    check_body(view, &head.headers)?;
     let service = view.service(route.slot).ok_or(ProxyError::NotFound)?;
-    let forward = Forward { connection, view, route, service, caller, request_id: &decision.request_id, head, host: &host, path: &path };
-    let mut answered = forward.send(body, &mut decision.exchange).await?;
+    let Decision { request_id, trusted, exchange, .. } = decision;
+    let forward = Forward { connection, trusted: *trusted, view, route, service, caller, request_id, head, host: &host, path: &path };
+    let mut answered = forward.send(body, exchange).await?;
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(ProxyError::BadGateway("the service switched protocols without being asked"));
     }
@@ -156,8 +162,8 @@ async fn handle(
 }
 
 /// A length that is too long is refused before a byte is read.
-fn check_body(connection: &Connection, headers: &HeaderMap) -> Result<(), ProxyError> {
-    let Some(most) = connection.worker.shared.config.max_body_size else { return Ok(()) };
+fn check_body(view: &View, headers: &HeaderMap) -> Result<(), ProxyError> {
+    let Some(most) = view.config.max_body_size else { return Ok(()) };
     let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     match length.map(str::parse::<u64>) {
         Some(Ok(length)) if length <= most => Ok(()),
@@ -181,7 +187,7 @@ fn reserved(connection: &Connection, view: &View, decision: &mut Decision, head:
     let shared = &connection.worker.shared;
     match local {
         Local::Internal => {
-            tell_internal(shared, path);
+            tell_internal(shared, view, path);
             return Err(ProxyError::NotFound);
         }
         Local::Reserved => return Err(ProxyError::NotFound),
@@ -195,7 +201,7 @@ fn reserved(connection: &Connection, view: &View, decision: &mut Decision, head:
         return Ok(Some(Answer::Own { status: StatusCode::OK, headers: respond::json_headers(), body: body.into() }));
     }
     let (status, body) = match local {
-        Local::Health => (StatusCode::OK, shared.health.body(view, shared.sees_all(connection.peer, &head.headers), Instant::now())),
+        Local::Health => (StatusCode::OK, shared.health(view, health::sees_all(&view.config, connection.peer, &head.headers))),
         Local::Live => (StatusCode::OK, Bytes::from_static(b"{\"status\":\"live\"}")),
         _ if shared.is_ready() => (StatusCode::OK, Bytes::from_static(b"{\"status\":\"ready\"}")),
         _ => (StatusCode::SERVICE_UNAVAILABLE, Bytes::from_static(b"{\"status\":\"not ready\"}")),
@@ -223,7 +229,7 @@ fn authorize<'v>(
     let presented = fields.get(X_API_KEY).map_or(Presented::Nothing, |key| Presented::Secret(key.as_bytes()));
     let admitted = auth::admit(access, &view.keys, presented, Some(client), worker.coarse.unix_ms(now).div_euclid(1000));
     let caller = admitted.map_err(ProxyError::Denied)?;
-    if let Some(limits) = &worker.shared.address_limits
+    if let Some(limits) = &view.address_limits
         && let Some(verdict) = limits.check(client, now).filter(|verdict| !verdict.allowed)
     {
         return Err(ProxyError::RateLimited(verdict.retry_after));
@@ -254,9 +260,15 @@ fn recognise(connection: &Connection, view: &View, decision: &mut Decision, fiel
 }
 
 /// Makes the answer one of furt's: its headers, its counts, its end.
-fn finish(connection: &Rc<Connection>, decision: Decision, version: Version, answer: Result<Answer, ProxyError>) -> Response<AnswerBody> {
+fn finish(
+    connection: &Rc<Connection>,
+    view: &View,
+    decision: Decision,
+    version: Version,
+    answer: Result<Answer, ProxyError>,
+) -> Response<AnswerBody> {
     let worker = &connection.worker;
-    let Decision { mut exchange, request_id, limit, origin } = decision;
+    let Decision { mut exchange, request_id, limit, origin, .. } = decision;
     let now = worker.coarse.now();
     let total = now.saturating_sub(exchange.started());
     let preflight = matches!(answer, Ok(Answer::Preflight { .. }));
@@ -274,8 +286,8 @@ fn finish(connection: &Rc<Connection>, decision: Decision, version: Version, ans
             // The version is that of one connection (RFC 9110 §2.5): a service's HTTP/1.0 is no reason to close the caller's.
             *response.version_mut() = Version::HTTP_11;
             let headers = response.headers_mut();
-            headers.reserve(8 + worker.shared.config.add_headers.len());
-            for (name, value) in &worker.shared.config.add_headers {
+            headers.reserve(8 + view.config.add_headers.len());
+            for (name, value) in &view.config.add_headers {
                 headers.insert(name.clone(), value.clone());
             }
             headers::finish_answer(headers, request_id, total.saturating_sub(upstream_ns), Some(upstream_ns));

@@ -10,12 +10,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use furt_proto::{network::Networks, time::rfc3339};
+use furt_proto::{network::FORWARDING_FIELDS, time::rfc3339};
+use http::HeaderMap;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use crate::{
-    config::HealthDetail,
+    config::{Config, HealthDetail},
     view::{Instance, Report, Service, Status, View},
 };
 
@@ -23,20 +24,23 @@ use crate::{
 const CACHED_FROM: usize = 100;
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Whether a client sees all of it. `forwarded`: the request has a forwarding header, so its peer is
-/// a proxy and not who asks.
-pub fn sees_all(detail: HealthDetail, inside: &Networks, client: Option<IpAddr>, forwarded: bool) -> bool {
-    match detail {
+/// Whether a client sees all of it. With a forwarding header its peer is a proxy and not who asks.
+pub fn sees_all(config: &Config, peer: IpAddr, fields: &HeaderMap) -> bool {
+    match config.health_detail {
         HealthDetail::Full => true,
         HealthDetail::Names => false,
-        HealthDetail::Auto => !forwarded && client.is_some_and(|client| inside.contains(client)),
+        HealthDetail::Auto => {
+            config.allow_registration_from.contains(peer) && !FORWARDING_FIELDS.iter().any(|name| fields.contains_key(*name))
+        }
     }
 }
 
 /// The body: `status`, `service`, `version`, `services` in this order. `full`: with urls, times and
-/// instances, and after the seed's fields `snapshot_version` and, when degraded, `issues`.
-pub fn body(view: &View, full: bool) -> Bytes {
-    let issues: &[&str] = if view.is_ready() { &[] } else { &["no snapshot from the control plane yet"] };
+/// instances, and after the seed's fields `snapshot_version`, `snapshot_age` and, when degraded, `issues`. `age`: since
+/// the control plane was last heard, if ever.
+pub fn body(view: &View, full: bool, age: Option<Duration>) -> Bytes {
+    let early = (!view.is_ready()).then_some("no snapshot from the control plane yet");
+    let issues: Vec<&str> = early.into_iter().chain(view.issues.iter().map(String::as_str)).collect();
     let status = if issues.is_empty() { "healthy" } else { "degraded" };
     let mut out = format!(r#"{{"status":"{status}","service":"furt","version":"{}","services":{{"#, env!("CARGO_PKG_VERSION"));
     let mut services = view.services();
@@ -52,6 +56,9 @@ pub fn body(view: &View, full: bool) -> Bytes {
     out.push('}');
     if full {
         out.push_str(&format!(r#","snapshot_version":{}"#, view.version));
+        if let Some(age) = age {
+            out.push_str(&format!(r#","snapshot_age":{}"#, age.as_secs()));
+        }
         if !issues.is_empty() {
             out.push_str(&format!(r#","issues":{}"#, Value::from(issues)));
         }
@@ -103,7 +110,9 @@ fn instance_fields(instance: &Instance, report: Option<&Report>) -> Map<String, 
     if let Some(failures) = report.map(|report| report.consecutive_failures).filter(|failures| *failures != 0) {
         fields.insert("consecutive_failures".into(), failures.into());
     }
-    for (name, set) in [("parked", instance.parked), ("suspect", instance.suspect), ("drained", instance.drained)] {
+    let flags =
+        [("parked", instance.parked), ("suspect", instance.suspect), ("drained", instance.drained), ("withdrawn", instance.withdrawn)];
+    for (name, set) in flags {
         if set {
             fields.insert(name.into(), true.into());
         }
@@ -117,16 +126,16 @@ pub struct HealthCache([Mutex<Option<(Instant, Bytes)>>; 2]);
 
 impl HealthCache {
     /// The body; of more than a hundred services up to a second old.
-    pub fn body(&self, view: &View, full: bool, now: Instant) -> Bytes {
+    pub fn body(&self, view: &View, full: bool, age: Option<Duration>, now: Instant) -> Bytes {
         if view.registered() <= CACHED_FROM {
-            return body(view, full);
+            return body(view, full, age);
         }
         let [names, all] = &self.0;
         // Rendered under the lock: whoever asks meanwhile waits for this one instead of rendering too.
         let mut kept = (if full { all } else { names }).lock().unwrap_or_else(PoisonError::into_inner);
         match &*kept {
             Some((rendered, body)) if now.duration_since(*rendered) < FRESH => body.clone(),
-            _ => kept.insert((now, body(view, full))).1.clone(),
+            _ => kept.insert((now, body(view, full, age))).1.clone(),
         }
     }
 }
@@ -138,12 +147,12 @@ mod tests {
     use super::*;
     use crate::view::{
         apply,
-        model::{Model, fixed, instance},
+        model::{Model, config, empty, fixed, instance},
     };
 
     fn view(model: &mut Model) -> View {
         let whole = model.whole();
-        let view = apply(&View::empty(1), whole).unwrap();
+        let view = apply(&empty(), whole).unwrap();
         apply(&view, model.delta()).unwrap()
     }
 
@@ -172,22 +181,22 @@ mod tests {
             ),
             version
         );
-        assert_eq!(body(&view(&mut model), true), expected);
+        assert_eq!(body(&view(&mut model), true, None), expected);
     }
 
     #[test]
     fn others_see_names_and_status() {
         let mut model = Model::new("e");
         model.instances("a", vec![instance(0, "DOWN"), instance(1, "UNKNOWN")]);
-        let body = body(&view(&mut model), false);
+        let body = body(&view(&mut model), false, Some(Duration::ZERO));
         assert!(body.ends_with(br#""services":{"a":{"status":"UNKNOWN"}}}"#), "{body:?}");
     }
 
     #[test]
     fn nothing_registered_and_no_snapshot_yet() {
         let mut model = Model::new("e");
-        assert_eq!(services(&body(&view(&mut model), true)), r#"{},"snapshot_version":1}"#);
-        let early = body(&View::empty(1), true);
+        assert_eq!(services(&body(&view(&mut model), true, None)), r#"{},"snapshot_version":1}"#);
+        let early = body(&empty(), true, None);
         assert!(early.starts_with(br#"{"status":"degraded","service":"furt","#), "{early:?}");
         assert_eq!(services(&early), r#"{},"snapshot_version":0,"issues":["no snapshot from the control plane yet"]}"#);
     }
@@ -199,7 +208,7 @@ mod tests {
         model.instances("a", vec![parked, instance(2, "UNKNOWN"), instance(3, "UP")]);
         model.report("a", 1, 1000, |report| report.consecutive_failures = 10);
         assert_eq!(
-            services(&body(&view(&mut model), true)),
+            services(&body(&view(&mut model), true, None)),
             concat!(
                 r#"{"a":{"status":"UP","url":"http://127.0.0.1:7003","last_ping":null,"instances":["#,
                 r#"{"id":"i1","status":"DOWN","url":"http://127.0.0.1:7001","last_ping":"1970-01-01T00:00:01Z","#,
@@ -212,14 +221,18 @@ mod tests {
 
     #[test]
     fn who_sees_all() {
-        let inside: Networks = "127.0.0.1, 10.0.0.0/8".parse().unwrap();
-        let check = |detail: HealthDetail, client: &str, forwarded: bool, expected: bool| {
-            assert_eq!(sees_all(detail, &inside, client.parse().ok(), forwarded), expected, "{detail:?} {client} {forwarded}");
+        let inside: furt_proto::network::Networks = "127.0.0.1, 10.0.0.0/8".parse().unwrap();
+        let check = |health_detail: HealthDetail, peer: &str, forwarded: bool, expected: bool| {
+            let config = Config { health_detail, allow_registration_from: inside.clone(), ..config() };
+            let mut fields = HeaderMap::new();
+            if forwarded {
+                fields.insert("x-real-ip", http::HeaderValue::from_static("10.0.0.1"));
+            }
+            assert_eq!(sees_all(&config, peer.parse().unwrap(), &fields), expected, "{health_detail:?} {peer} {forwarded}");
         };
         check(HealthDetail::Auto, "127.0.0.1", false, true);
         check(HealthDetail::Auto, "127.0.0.1", true, false);
         check(HealthDetail::Auto, "192.0.2.1", false, false);
-        check(HealthDetail::Auto, "", false, false);
         check(HealthDetail::Full, "192.0.2.1", true, true);
         check(HealthDetail::Names, "127.0.0.1", false, false);
     }
@@ -237,11 +250,11 @@ mod tests {
         model.remove("s0");
         let later = view(&mut model);
         let lists = |body: &Bytes| services(body).contains(r#""s0""#);
-        assert!(lists(&cache.body(&many, false, Instant::now())));
-        assert!(lists(&cache.body(&later, false, Instant::now())));
-        assert!(!lists(&cache.body(&later, true, Instant::now())), "each detail has a body of its own");
-        assert!(!lists(&cache.body(&small, false, Instant::now())), "few services are always fresh");
+        assert!(lists(&cache.body(&many, false, None, Instant::now())));
+        assert!(lists(&cache.body(&later, false, None, Instant::now())));
+        assert!(!lists(&cache.body(&later, true, None, Instant::now())), "each detail has a body of its own");
+        assert!(!lists(&cache.body(&small, false, None, Instant::now())), "few services are always fresh");
         tokio::time::advance(FRESH).await;
-        assert!(!lists(&cache.body(&later, false, Instant::now())));
+        assert!(!lists(&cache.body(&later, false, None, Instant::now())));
     }
 }

@@ -3,7 +3,7 @@
 //! In reading order, the request's way: [`worker`] with [`client_io`], [`clock`] and [`deadline`]; [`gateway`] with
 //! [`framing`], [`local`] and [`cors`]; [`table`], [`auth`], [`address_limit`]; [`forward`] with [`balance`],
 //! [`upstream`], [`headers`] and [`body`]; [`respond`], [`exchange`]. What it works on: [`view`], [`map`],
-//! [`subscribe`]. What is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]. And [`config`].
+//! [`subscribe`], [`disk`]. What is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]. And [`config`].
 
 pub mod access_log;
 pub mod address_limit;
@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod cors;
 pub mod deadline;
+pub mod disk;
 pub mod exchange;
 pub mod explain;
 pub mod forward;

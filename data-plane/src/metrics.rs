@@ -234,7 +234,7 @@ impl Collector for DataPlaneCollector {
         let mut family =
             encoder.encode_descriptor("furt_upstream_in_flight", "Requests under way to a service's instances", None, MetricType::Gauge)?;
         for (name, service) in names.iter().zip(&services) {
-            let in_flight: u32 = service.instances.iter().map(|instance| instance.state.in_flight.load(Ordering::Relaxed)).sum();
+            let in_flight: u32 = service.instances.iter().map(|instance| instance.state.in_flight()).sum();
             let labels = [("service", &**name)];
             prometheus_client::metrics::gauge::ConstGauge::new(i64::from(in_flight)).encode(family.encode_family(&Labels(&labels))?)?;
         }
@@ -246,6 +246,11 @@ impl Collector for DataPlaneCollector {
         ] {
             let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             prometheus_client::metrics::counter::ConstCounter::new(count).encode(family)?;
+        }
+        if let Some(age) = shared.snapshot_age() {
+            let help = "Since the control plane was last heard";
+            let family = encoder.encode_descriptor("furt_snapshot_age_seconds", help, None, MetricType::Gauge)?;
+            prometheus_client::metrics::gauge::ConstGauge::new(age.as_secs_f64()).encode(family)?;
         }
         counters(&mut encoder, &shared.counters)
     }

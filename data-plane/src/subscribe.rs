@@ -1,7 +1,8 @@
 //! Follows a control plane: snapshots in, what was installed and met out (DESIGN §11).
 //!
 //! Here: the Watch stream over the generated client, whatever it runs on; decode, apply, install;
-//! what is sent back; trying again. Not here: what a snapshot means (`view`).
+//! what is sent back: position, suspicions, requests in flight to drained instances; trying again.
+//! Not here: what a snapshot means (`view`).
 //!
 //! Nothing here queues: what goes back is one pending message that grows no further than a bound,
 //! and updates are applied as they come.
@@ -12,7 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use furt_proto::v1::{self, snapshot_service_client::SnapshotServiceClient};
+use furt_proto::{
+    time::unix_ms_now,
+    v1::{self, snapshot_service_client::SnapshotServiceClient},
+};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +32,8 @@ const MAX_MESSAGE: usize = 512 << 20;
 /// many data planes do not come back in step.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LAST_WAIT: Duration = Duration::from_secs(10);
+/// How often requests in flight to drained instances are counted, while there are any.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// Suspicions that wait to be sent; further ones are dropped, the next failed connect brings them again.
 const MAX_SUSPICIONS: usize = 1000;
 
@@ -60,7 +66,7 @@ impl Suspicions {
     }
 }
 
-/// What is to be sent next: the latest position and the suspicions since the last message.
+/// What is to be sent next; everything else a message says is read from the view in force when it is sent.
 #[derive(Debug, Default)]
 struct Outbox {
     pending: Mutex<Pending>,
@@ -69,11 +75,22 @@ struct Outbox {
 
 #[derive(Debug, Default)]
 struct Pending {
-    position: Option<v1::WatchRequest>,
+    /// Where the view stands is to be said.
+    due: bool,
+    whole: Whole,
     suspicions: Vec<v1::Suspicion>,
     session: u64,
-    /// Where this session last said it stands; suspicions travel with it.
-    said: v1::WatchRequest,
+}
+
+/// Whether the whole is wanted again.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    #[default]
+    Unwanted,
+    /// To be asked for.
+    Wanted,
+    /// Asked for and not yet here: what is held is nothing to build on.
+    Asked,
 }
 
 impl Outbox {
@@ -83,10 +100,10 @@ impl Outbox {
     }
 
     /// Begins a session: its first message says where the view stands. Streams of earlier sessions end.
-    fn begin(&self, view: &View) -> u64 {
+    fn begin(&self) -> u64 {
         let mut pending = self.lock();
         pending.session += 1;
-        pending.position = Some(position(view, false));
+        (pending.due, pending.whole) = (true, Whole::Unwanted);
         let session = pending.session;
         drop(pending);
         self.changed.notify_waiters();
@@ -100,13 +117,15 @@ impl Outbox {
         self.changed.notify_waiters();
     }
 
-    fn say(&self, position: v1::WatchRequest) {
-        self.lock().position = Some(position);
+    fn say(&self, whole: Whole) {
+        let mut pending = self.lock();
+        (pending.due, pending.whole) = (true, whole);
+        drop(pending);
         self.changed.notify_one();
     }
 
     /// The next message of a session; `None` once another has begun.
-    async fn next(&self, session: u64) -> Option<v1::WatchRequest> {
+    async fn next(&self, session: u64, current: &Current) -> Option<v1::WatchRequest> {
         loop {
             let changed = self.changed.notified();
             {
@@ -114,13 +133,14 @@ impl Outbox {
                 if pending.session != session {
                     return None;
                 }
-                let suspicions = std::mem::take(&mut pending.suspicions);
-                if let Some(position) = pending.position.take() {
-                    pending.said = v1::WatchRequest { resync: false, ..position.clone() };
-                    return Some(v1::WatchRequest { suspicions, ..position });
-                }
-                if !suspicions.is_empty() {
-                    return Some(v1::WatchRequest { suspicions, ..pending.said.clone() });
+                if pending.due || !pending.suspicions.is_empty() {
+                    pending.due = false;
+                    let whole = pending.whole;
+                    if whole == Whole::Wanted {
+                        pending.whole = Whole::Asked;
+                    }
+                    let suspicions = std::mem::take(&mut pending.suspicions);
+                    return Some(v1::WatchRequest { suspicions, ..position(&current.load(), whole) });
                 }
             }
             changed.await;
@@ -128,8 +148,20 @@ impl Outbox {
     }
 }
 
-fn position(view: &View, resync: bool) -> v1::WatchRequest {
-    v1::WatchRequest { epoch: view.epoch.to_string(), version: view.version, resync, ..Default::default() }
+/// Where a view stands.
+fn position(view: &View, whole: Whole) -> v1::WatchRequest {
+    // Whoever read that it stands at its version would go on from there instead of sending the whole.
+    if whole == Whole::Asked {
+        return v1::WatchRequest::default();
+    }
+    v1::WatchRequest {
+        epoch: view.epoch.to_string(),
+        version: view.version,
+        resync: whole == Whole::Wanted,
+        in_flight: view.in_flight(),
+        counted: view.drains(),
+        ..Default::default()
+    }
 }
 
 /// The task that keeps [`Current`] up to date. `T`: the snapshot service itself, or a channel to it.
@@ -207,10 +239,10 @@ where
     /// One stream, to its end.
     async fn session(&mut self) -> Ended {
         let outbox = self.suspicions.0.clone();
-        let session = outbox.begin(&self.current.load());
-        let requests = futures_util::stream::unfold(outbox, move |outbox| async move {
-            let next = outbox.next(session).await?;
-            Some((next, outbox))
+        let session = outbox.begin();
+        let requests = futures_util::stream::unfold((outbox, self.current.clone()), move |(outbox, current)| async move {
+            let next = outbox.next(session, &current).await?;
+            Some((next, (outbox, current)))
         });
         match self.follow(requests).await {
             Ok(never) => never,
@@ -221,20 +253,37 @@ where
     async fn follow(&mut self, requests: impl futures_util::Stream<Item = v1::WatchRequest> + Send + 'static) -> Result<Ended, Ended> {
         let mut updates = self.client.watch(requests).await?.into_inner();
         let mut resyncing = false;
-        while let Some(update) = updates.message().await? {
-            match self.receive(update, resyncing)? {
-                Received::Installed => {
-                    resyncing = false;
-                    self.suspicions.0.say(position(&self.current.load(), false));
+        let mut busy = Vec::new();
+        loop {
+            tokio::select! {
+                update = updates.message() => {
+                    let Some(update) = update? else { return Ok(Ended::Stream) };
+                    self.current.hear(unix_ms_now());
+                    match self.receive(update, resyncing)? {
+                        Received::Installed => {
+                            resyncing = false;
+                            self.suspicions.0.say(Whole::Unwanted);
+                        }
+                        Received::Resync => {
+                            resyncing = true;
+                            self.suspicions.0.say(Whole::Wanted);
+                        }
+                        Received::Skipped => {}
+                    }
                 }
-                Received::Resync => {
-                    resyncing = true;
-                    self.suspicions.0.say(position(&self.current.load(), true));
-                }
-                Received::Skipped => {}
+                () = tokio::time::sleep(DRAIN_LOOK), if !busy.is_empty() => {}
             }
+            let are_busy = self.busy();
+            if !resyncing && busy.iter().any(|was| !are_busy.contains(was)) {
+                self.suspicions.0.say(Whole::Unwanted);
+            }
+            busy = are_busy;
         }
-        Ok(Ended::Stream)
+    }
+
+    /// The drained instances that have requests in flight.
+    fn busy(&self) -> Vec<(String, u32)> {
+        self.current.load().in_flight().into_iter().map(|one| (one.service, one.instance)).collect()
     }
 
     /// Decodes, applies, installs. A bad change is answered by asking for the whole; a bad whole
@@ -256,6 +305,12 @@ where
         };
         for note in view.notes.iter() {
             warn!(version = view.version, %note, "not understood, answers 503");
+        }
+        if view.issues != held.issues {
+            match view.issues.is_empty() {
+                true => info!("the control plane lacks nothing any more"),
+                false => warn!(issues = view.issues.join("; "), partial = view.partial, "the control plane lacks something"),
+            }
         }
         if view.epoch != held.epoch {
             info!(epoch = %view.epoch, version = view.version, services = view.registered(), routes = view.table.len(), "first snapshot");

@@ -1,31 +1,29 @@
 //! What a request sees: everything it needs, immutable, behind one pointer (DESIGN §11).
 //!
-//! Here: `View`, compiled from the snapshots of a control plane, and `apply`, which compiles a
-//! change and shares the rest with the view before. `Current` holds the one in force.
+//! Here: `View`, compiled from the snapshots of a control plane, with what furt.conf says of requests, and
+//! `apply`, which compiles a change and shares the rest with the view before. `Current` holds the one in force.
 //! Not here: how snapshots arrive, what is done with a request.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use arc_swap::{ArcSwap, Cache};
 use furt_proto::{url::UpstreamUrl, v1};
 use http::HeaderValue;
 
-use crate::{auth::Keys, balance::InstanceState, map::Map, metrics::ServiceMetrics, table::Table};
+use crate::{
+    address_limit::AddressLimits, auth::Keys, balance::InstanceState, config::Config, map::Map, metrics::ServiceMetrics, table::Table,
+};
 
 mod compile;
+mod current;
 #[cfg(test)]
 pub(crate) mod model;
 mod routes;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use compile::{ApplyError, apply};
+pub use current::{Current, CurrentCache};
 
 /// The health of an instance as the control plane decided it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +79,11 @@ pub struct Instance {
     pub suspect: bool,
     /// Takes no new requests.
     pub drained: bool,
+    /// furt.conf no longer allows its registration: takes no requests.
+    pub withdrawn: bool,
     /// Names the registration.
     pub registration_id: Arc<str>,
-    /// What this data plane knows of it; the same for as long as registration and addresses stay.
+    /// What this data plane knows of it; the same for as long as the registration stays.
     pub state: Arc<InstanceState>,
     /// Host and port of its url.
     pub authority: HeaderValue,
@@ -143,18 +143,26 @@ pub struct View {
     pub cors_origins: Arc<[String]>,
     /// How often services repeat their registration, in seconds.
     pub renew_after_seconds: u32,
+    /// What the control plane lacks, in sentences for `/health`.
+    pub issues: Arc<[String]>,
+    /// The control plane cannot read its store, so services that it does not name are kept.
+    pub partial: bool,
     /// What the last update had that this program does not understand, for the log; at most 20.
     pub notes: Arc<[String]>,
-    workers: usize,
+    /// What furt.conf says of requests.
+    pub config: Arc<Config>,
+    /// `ip_rate_limit`; the same limiters for as long as the rate stays.
+    pub address_limits: Option<Arc<AddressLimits>>,
     compiled: Compiled,
     parts: compile::Parts,
     slots: Map<u32, Arc<Service>>,
     reports: Map<(u32, u32), Report>,
+    drained: Map<(u32, u32), Arc<Instance>>,
 }
 
 impl View {
-    /// Before the first snapshot. `workers`: how many count in the metrics of a service.
-    pub fn empty(workers: usize) -> Self {
+    /// Before the first snapshot.
+    pub fn empty(config: Config) -> Self {
         Self {
             epoch: "".into(),
             version: 0,
@@ -163,12 +171,16 @@ impl View {
             keys: Arc::default(),
             cors_origins: Arc::default(),
             renew_after_seconds: 0,
+            issues: Arc::default(),
+            partial: false,
             notes: Arc::default(),
-            workers,
+            address_limits: config.ip_rate_limit.map(AddressLimits::new).map(Arc::new),
+            config: Arc::new(config),
             compiled: Compiled::default(),
             parts: compile::Parts::default(),
             slots: Map::new(),
             reports: Map::new(),
+            drained: Map::new(),
         }
     }
 
@@ -206,51 +218,24 @@ impl View {
         reports.map(|report| report.next_probe_unix_ms).filter(|next| *next > 0).min()
     }
 
+    /// Requests in flight to drained instances, those with none left out.
+    pub fn in_flight(&self) -> Vec<v1::InFlight> {
+        let counted = self.drained.iter().filter_map(|((slot, number), instance)| {
+            let requests = instance.state.in_flight();
+            let service = self.service(*slot).filter(|_| requests > 0)?;
+            Some(v1::InFlight { service: service.name.to_string(), instance: *number, requests })
+        });
+        counted.collect()
+    }
+
+    /// Whether it has a drained instance.
+    pub fn drains(&self) -> bool {
+        !self.drained.is_empty()
+    }
+
     /// How much was compiled to come to this view, over the life of the process.
     pub fn compiled(&self) -> Compiled {
         self.compiled
-    }
-}
-
-/// The view in force: the one place where a change becomes visible. Clones are the same place.
-#[derive(Debug, Clone)]
-pub struct Current {
-    view: Arc<ArcSwap<View>>,
-    refused: Arc<AtomicU64>,
-}
-
-/// One worker's way to the view in force; see [`Current::cache`].
-pub type CurrentCache = Cache<Arc<ArcSwap<View>>, Arc<View>>;
-
-impl Current {
-    /// Starts with a view.
-    pub fn new(view: View) -> Self {
-        Self { view: Arc::new(ArcSwap::from_pointee(view)), refused: Arc::default() }
-    }
-
-    /// The view in force. Load it once per request and use it to its end.
-    pub fn load(&self) -> Arc<View> {
-        self.view.load_full()
-    }
-
-    /// For one worker: asks whether the view changed, and touches no shared counter when it did not.
-    pub fn cache(&self) -> CurrentCache {
-        Cache::new(self.view.clone())
-    }
-
-    /// Makes a view the one in force.
-    pub fn install(&self, view: View) {
-        self.view.store(Arc::new(view));
-    }
-
-    /// Counts a snapshot that was not installed.
-    pub fn refuse(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many snapshots were not installed.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
     }
 }
 

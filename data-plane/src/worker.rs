@@ -18,28 +18,27 @@ use std::{
 };
 
 use bytes::Bytes;
-use furt_proto::network::FORWARDING_FIELDS;
-use http::{HeaderMap, HeaderValue};
+use furt_proto::time::unix_ms_now;
+use http::HeaderValue;
 use hyper::{server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
     task::LocalSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
     access_log::{self, Line},
-    address_limit::AddressLimits,
     client_io::{ClientIo, Limits, Phase, Watch},
     clock::{Clock, Coarse, nanos},
-    config::Config,
     deadline::Deadlines,
     gateway,
     headers::Via,
-    health::{self, HealthCache},
+    health::HealthCache,
     metrics::{Counters, ServiceMetrics},
     subscribe::Suspicions,
     upstream::{Pool, RetryBudget},
@@ -69,8 +68,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What all workers share.
 pub struct Shared {
-    /// What they were told.
-    pub config: Config,
     /// The view in force.
     pub current: Current,
     /// The time they share.
@@ -81,10 +78,7 @@ pub struct Shared {
     pub unrouted: ServiceMetrics,
     /// What furt says of itself in `Via`.
     pub via: Via,
-    /// `ip_rate_limit`.
-    pub address_limits: Option<AddressLimits>,
-    /// `/health` as last rendered.
-    pub health: HealthCache,
+    health: HealthCache,
     /// Where instances that refused a connection are told.
     pub suspicions: Suspicions,
     /// Readiness is false: furt is stopping.
@@ -99,10 +93,15 @@ impl Shared {
         self.current.load().is_ready() && !self.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether a client sees all of `/health` (DESIGN §6).
-    pub fn sees_all(&self, peer: IpAddr, fields: &HeaderMap) -> bool {
-        let forwarded = FORWARDING_FIELDS.iter().any(|name| fields.contains_key(*name));
-        health::sees_all(self.config.health_detail, &self.config.allow_registration_from, Some(peer), forwarded)
+    /// The body of `/health`, for someone who may see all of it or not.
+    pub fn health(&self, view: &View, full: bool) -> Bytes {
+        self.health.body(view, full, self.snapshot_age(), Instant::now())
+    }
+
+    /// Since the control plane was last heard; `None`: it never was.
+    pub fn snapshot_age(&self) -> Option<Duration> {
+        let heard = self.current.heard_unix_ms()?;
+        Some(Duration::from_millis(unix_ms_now().saturating_sub(heard).max(0).unsigned_abs()))
     }
 }
 
@@ -114,12 +113,13 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
-    /// Binds the public listener, one socket for each worker. `suspicions` gets the instances that
-    /// could not be connected to.
+    /// Binds the public listener as the configuration in force says, one socket for each worker. `suspicions` gets
+    /// the instances that could not be connected to.
     ///
     /// # Errors
     /// When the address is taken, also by another furt.
-    pub fn bind(config: Config, current: Current, suspicions: Suspicions) -> io::Result<Self> {
+    pub fn bind(current: Current, suspicions: Suspicions) -> io::Result<Self> {
+        let config = current.load().config.clone();
         // SO_REUSEPORT would let a second furt share the address in silence, so ask without it first.
         let address = socket(config.listen, false)?.local_addr()?;
         let listeners = (0..config.workers.max(1)).map(|_| socket(address, true)).collect::<io::Result<Vec<_>>>()?;
@@ -130,12 +130,10 @@ impl DataPlane {
             counters: Counters::default(),
             unrouted: ServiceMetrics::new(workers),
             via: Via::new(),
-            address_limits: config.ip_rate_limit.map(AddressLimits::new),
             health: HealthCache::default(),
             suspicions,
             draining: AtomicBool::new(false),
             told_internal: AtomicBool::new(false),
-            config,
         };
         Ok(Self { shared: Arc::new(shared), listeners, address })
     }
@@ -156,7 +154,7 @@ impl DataPlane {
     /// # Errors
     /// When a worker's thread cannot be started, or a worker ends before it is told to.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let log = if self.shared.config.log_requests { Some(access_log::start(self.shared.config.log_json)?) } else { None };
+        let log = access_log::start()?;
         let (stop, ended) = (shutdown.child_token(), CancellationToken::new());
         let mut threads = Vec::new();
         for (number, listener) in self.listeners.into_iter().enumerate() {
@@ -200,7 +198,7 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-fn run(shared: Arc<Shared>, number: usize, listener: StdListener, log: Option<access_log::Log>, shutdown: CancellationToken) {
+fn run(shared: Arc<Shared>, number: usize, listener: StdListener, log: access_log::Log, shutdown: CancellationToken) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return error!(%error, number, "a worker cannot start"),
@@ -243,7 +241,7 @@ pub struct Worker {
     /// Requests that may be sent again.
     pub retries: RetryBudget,
     /// Its end of the access log.
-    pub log: Option<RefCell<access_log::Writer>>,
+    log: RefCell<access_log::Writer>,
     seen: RefCell<Seen>,
     watches: RefCell<Vec<Weak<Watch>>>,
     open: Cell<usize>,
@@ -251,7 +249,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, number: usize, log: Option<access_log::Log>) -> Rc<Self> {
+    fn new(shared: Arc<Shared>, number: usize, log: access_log::Log) -> Rc<Self> {
         let coarse = Rc::new(Coarse::new(shared.clock));
         let seen = Seen { cache: shared.current.cache(), view: Rc::new(Held(shared.current.load())) };
         Rc::new(Self {
@@ -260,7 +258,7 @@ impl Worker {
             coarse,
             pool: Pool::default(),
             deadlines: Deadlines::default(),
-            log: log.map(|log| RefCell::new(access_log::Writer::new(log))),
+            log: RefCell::new(access_log::Writer::new(log)),
             seen: RefCell::new(seen),
             watches: RefCell::default(),
             open: Cell::new(0),
@@ -280,9 +278,13 @@ impl Worker {
     }
 
     /// Writes a line of the access log.
-    pub fn write_log(&self, line: &Line<'_>) {
-        let Some(log) = &self.log else { return };
-        let dropped = log.borrow_mut().line(line);
+    pub fn write_log(&self, line: &Line<'_>, json: bool) {
+        let dropped = self.log.borrow_mut().line(line, json);
+        self.count_dropped(dropped);
+    }
+
+    fn flush_log(&self) {
+        let dropped = self.log.borrow_mut().flush();
         self.count_dropped(dropped);
     }
 
@@ -322,7 +324,7 @@ impl Worker {
     fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
         let counters = &self.shared.counters;
         Counters::add(&counters.accepted);
-        let most = u64::try_from(self.shared.config.max_connections).unwrap_or(u64::MAX);
+        let most = u64::try_from(self.view().config.max_connections).unwrap_or(u64::MAX);
         if counters.connections.fetch_add(1, Ordering::Relaxed) >= most {
             counters.connections.fetch_sub(1, Ordering::Relaxed);
             return Counters::add(&counters.refused_connections);
@@ -333,8 +335,6 @@ impl Worker {
 
     /// Looks over connections, deadlines and idle upstream connections for as long as there are any.
     async fn look_over(self: Rc<Self>) {
-        let config = &self.shared.config;
-        let limits = Limits { head: nanos(config.client_timeout), body: nanos(config.body_idle_timeout), idle: nanos(CLIENT_IDLE) };
         let mut ticks = tokio::time::interval(TICK);
         let mut tick = 0;
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -343,17 +343,15 @@ impl Worker {
             self.coarse.tick();
             let now = self.coarse.now();
             self.deadlines.look(now);
+            // An idle worker lets go of a view that is no longer in force.
+            let view = self.view();
             tick = (tick + 1) % LOOK_EVERY;
             if tick == 0 {
+                let limits = Limits { head: nanos(view.config.client_timeout), idle: nanos(CLIENT_IDLE) };
                 self.watches.borrow_mut().retain(|watch| watch.upgrade().inspect(|watch| watch.look(now, &limits)).is_some());
                 self.pool.look(now);
             }
-            // An idle worker lets go of a view that is no longer in force.
-            drop(self.view());
-            if let Some(log) = &self.log {
-                let dropped = log.borrow_mut().flush();
-                self.count_dropped(dropped);
-            }
+            self.flush_log();
         }
     }
 
@@ -371,10 +369,7 @@ impl Worker {
         if tokio::time::timeout(DRAIN, finished).await.is_err() {
             warn!(open = self.open.get(), "requests did not finish in time and are broken off");
         }
-        if let Some(log) = &self.log {
-            let dropped = log.borrow_mut().flush();
-            self.count_dropped(dropped);
-        }
+        self.flush_log();
     }
 }
 
@@ -388,8 +383,6 @@ pub struct Connection {
     pub peer: IpAddr,
     /// The peer as text, made once.
     pub peer_value: HeaderValue,
-    /// Whether the peer is one of `trusted_proxies`.
-    pub trusted: bool,
 }
 
 impl Drop for Connection {
@@ -407,8 +400,7 @@ impl Connection {
         worker.open.set(worker.open.get() + 1);
         // An address as text is always a valid value.
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        let trusted = worker.shared.config.trusted_proxies.contains(peer);
-        Rc::new(Self { worker, watch, peer, peer_value, trusted })
+        Rc::new(Self { worker, watch, peer, peer_value })
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream) {
@@ -449,7 +441,7 @@ impl Connection {
     /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1. `None`: it closed or was
     /// too slow to say anything.
     async fn first_bytes(&self, stream: &TcpStream) -> Option<Bytes> {
-        let deadline = self.worker.deadlines.set(self.worker.coarse.now() + nanos(self.worker.shared.config.client_timeout));
+        let deadline = self.worker.deadlines.set(self.worker.coarse.now() + nanos(self.worker.view().config.client_timeout));
         let mut first = Vec::new();
         loop {
             deadline.within(stream.readable()).await.ok()?.ok()?;
@@ -478,9 +470,9 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
 }
 
 /// Says once where `/internal/` lives to whoever looks for it on the public listener.
-pub fn tell_internal(shared: &Shared, path: &str) {
+pub fn tell_internal(shared: &Shared, view: &View, path: &str) {
     if !shared.told_internal.swap(true, Ordering::Relaxed) {
-        match shared.config.internal {
+        match view.config.internal {
             Some(internal) => info!(path, %internal, "/internal/ is not served on the public listener; it lives on the internal one"),
             None => info!(path, "/internal/ is not served on the public listener, and [gateway] enabled = false"),
         }
@@ -490,7 +482,7 @@ pub fn tell_internal(shared: &Shared, path: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HealthDetail;
+    use crate::{config::Config, view::model};
 
     #[test]
     fn an_accepted_client_is_asked_for_signs_of_life() {
@@ -505,24 +497,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_ends_by_a_fault_takes_the_data_plane_with_it() {
-        let config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            workers: 2,
-            client_timeout: Duration::from_secs(10),
-            body_idle_timeout: Duration::from_secs(30),
-            max_body_size: None,
-            max_connections: 10,
-            trusted_proxies: Default::default(),
-            ip_rate_limit: None,
-            add_headers: Vec::new(),
-            upstream_timeout: Duration::from_secs(30),
-            health_detail: HealthDetail::Auto,
-            allow_registration_from: Default::default(),
-            log_requests: false,
-            log_json: false,
-            internal: None,
-        };
-        let bind = || DataPlane::bind(config.clone(), Current::new(View::empty(2)), Suspicions::default()).unwrap();
+        let config = Config { workers: 2, ..model::config() };
+        let bind = || DataPlane::bind(Current::new(View::empty(config.clone())), Suspicions::default()).unwrap();
         let told_to = CancellationToken::new();
         told_to.cancel();
         assert!(bind().run(told_to).await.is_ok());

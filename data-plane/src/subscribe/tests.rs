@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Streaming};
 
 use super::*;
-use crate::view::model::{Model, fixed};
+use crate::view::model::{Model, empty, fixed, instance};
 
 /// A control plane whose part the test plays.
 struct Fake(mpsc::Sender<Session>);
@@ -66,7 +66,7 @@ struct World {
 impl World {
     fn start() -> Self {
         let (sender, sessions) = mpsc::channel(1);
-        let current = Current::new(View::empty(1));
+        let current = Current::new(empty());
         let (suspicions, shutdown) = (Suspicions::default(), CancellationToken::new());
         let client = SnapshotServiceClient::new(SnapshotServiceServer::new(Fake(sender)));
         let subscriber = Subscriber::new(client, current.clone(), suspicions.clone());
@@ -199,4 +199,87 @@ async fn shutdown_is_heard_while_waiting() {
     // Both directions have ended.
     assert!(!matches!(session.requests.message().await, Ok(Some(_))));
     session.updates.closed().await;
+}
+
+/// `a` has this instance beside one that is up.
+fn beside(model: &mut Model, change: impl FnOnce(&mut v1::SnapshotInstance)) -> v1::WatchResponse {
+    let mut one = instance(1, "UP");
+    change(&mut one);
+    model.instances("a", vec![instance(0, "UP"), one]);
+    model.delta()
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_in_flight_to_a_drained_instance_are_told_at_once_and_again_when_there_are_none() {
+    let mut world = World::start();
+    let mut session = world.following().await;
+    session.tell(beside(&mut world.model, |_| {})).await;
+    let request = session.request().await;
+    assert!(!request.counted && request.in_flight.is_empty(), "nothing is drained: {request:?}");
+    let instances = world.current.load().services()[0].instances.clone();
+    for instance in &instances {
+        assert!(instance.state.enter() && instance.state.enter());
+    }
+    session.tell(beside(&mut world.model, |one| one.drained = true)).await;
+    let request = session.request().await;
+    assert_eq!((request.version, request.counted), (world.model.version, true));
+    let [counted] = &request.in_flight[..] else { panic!("{request:?}") };
+    assert_eq!((&*counted.service, counted.instance, counted.requests), ("a", 1, 2));
+    assert!(!instances[1].state.enter(), "a request that holds the view before hears of it");
+    instances[1].state.leave();
+    instances[1].state.leave();
+    // One is left: nothing to tell, however often it is looked at.
+    tokio::time::sleep(DRAIN_LOOK * 10).await;
+    let before = tokio::time::Instant::now();
+    instances[1].state.leave();
+    let request = session.request().await;
+    assert!(before.elapsed() <= DRAIN_LOOK, "{:?}", before.elapsed());
+    assert_eq!((request.version, request.counted, request.in_flight.len()), (world.model.version, true, 0));
+    // Undrained it is open again, and nothing is counted.
+    session.tell(beside(&mut world.model, |_| {})).await;
+    let request = session.request().await;
+    assert!(!request.counted && request.in_flight.is_empty(), "{request:?}");
+    assert!(instances[1].state.enter());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_drained_instance_is_told_at_once_and_again_to_the_next_control_plane() {
+    let mut world = World::start();
+    let mut session = world.following().await;
+    session.tell(beside(&mut world.model, |one| one.drained = true)).await;
+    let request = session.request().await;
+    assert_eq!((request.version, request.counted, request.in_flight.len()), (world.model.version, true, 0));
+    drop(session);
+    let request = world.session().await.request().await;
+    assert_eq!((request.version, request.counted, request.in_flight.len()), (world.model.version, true, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_said_while_the_whole_is_awaited_is_nothing_to_build_on() {
+    let mut world = World::start();
+    let mut session = world.following().await;
+    session.updates.send(Ok(Bytes::from_static(b"\xff\xff\xff"))).await.unwrap();
+    assert!(session.request().await.resync);
+    let service = world.current.load().services()[0].clone();
+    world.suspicions.report(&service, &service.instances[0], "connection refused");
+    let request = session.request().await;
+    assert_eq!((&*request.epoch, request.version, request.resync, request.suspicions.len()), ("", 0, false, 1));
+    session.tell(world.model.whole()).await;
+    session.installed(world.model.version).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_control_plane_lacks_is_installed_without_a_version() {
+    let mut world = World::start();
+    assert_eq!(world.current.heard_unix_ms(), None);
+    let mut session = world.following().await;
+    assert!(world.current.heard_unix_ms().is_some_and(|ms| unix_ms_now() - ms < 60_000));
+    let version = world.model.version;
+    let (epoch, digest) = (world.model.epoch.clone(), world.current.load().digest);
+    for issues in [vec!["the store is full".to_owned()], vec![]] {
+        session.tell(v1::WatchResponse { epoch: epoch.clone(), version, digest, issues: issues.clone(), ..Default::default() }).await;
+        session.installed(version).await;
+        assert_eq!(*world.current.load().issues, issues[..]);
+    }
+    assert_eq!(world.current.refused(), 0);
 }

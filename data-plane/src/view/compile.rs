@@ -67,20 +67,31 @@ impl Parts {
     pub(super) fn registered(&self) -> usize {
         self.services.len()
     }
+
+    /// What is held of the registered services, in no order that means anything.
+    pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Held>> {
+        self.services.values()
+    }
 }
 
 /// What is held of one service.
 #[derive(Debug, Clone)]
-struct Held {
-    service: Arc<Service>,
-    routes: Vec<Arc<Route>>,
+pub(super) struct Held {
+    pub(super) service: Arc<Service>,
+    pub(super) routes: Vec<Arc<Route>>,
     routes_digest: u64,
     instances_digest: u64,
+    /// The control plane knows nothing of it, so it has no share in the digest: it serves on as it was.
+    kept: bool,
 }
 
 impl Held {
+    fn new(service: Arc<Service>) -> Self {
+        Self { service, routes: Vec::new(), routes_digest: 0, instances_digest: 0, kept: false }
+    }
+
     fn digest(&self) -> u64 {
-        self.routes_digest.wrapping_add(self.instances_digest)
+        if self.kept { 0 } else { self.routes_digest.wrapping_add(self.instances_digest) }
     }
 }
 
@@ -102,7 +113,11 @@ pub fn apply(view: &View, update: v1::WatchResponse) -> Result<View, ApplyError>
     }
     build.view.version = update.version;
     build.view.renew_after_seconds = update.renew_after_seconds;
+    if *build.view.issues != *update.issues {
+        build.view.issues = update.issues.as_slice().into();
+    }
     build.remove(&update);
+    build.view.partial = update.partial;
     build.services(&update.services, update.whole);
     // A whole snapshot without a part has it empty; a change without it leaves it as it is.
     if let Some(set) = update.static_routes.or_else(|| update.whole.then(Default::default)) {
@@ -160,19 +175,32 @@ impl Build {
 
     /// Takes out the services that are gone. One that is gone and there again keeps its slot and
     /// its counts, and nothing else.
+    ///
+    /// What is not named by a control plane that does not know every service is not gone but kept, until there
+    /// is one that does.
     fn remove(&mut self, update: &v1::WatchResponse) {
         let named: HashSet<&str> = update.services.iter().map(|service| &*service.name).collect();
+        let unnamed = |held: &&Arc<Held>| !named.contains(&*held.service.name);
         let held = &self.view.parts.services;
-        let gone: Vec<Arc<Held>> = if update.whole {
-            held.values().filter(|held| !named.contains(&*held.service.name)).cloned().collect()
-        } else {
-            update.removed.iter().filter_map(|name| held.get(&**name)).cloned().collect()
+        if update.whole && update.partial {
+            for held in held.values().filter(unnamed).filter(|held| !held.kept).cloned().collect::<Vec<_>>() {
+                self.put(Some(&held), Held { kept: true, ..Held::clone(&held) });
+            }
+            return;
+        }
+        let mut gone: Vec<Arc<Held>> = match update.whole {
+            true => held.values().filter(unnamed).cloned().collect(),
+            false => update.removed.iter().filter_map(|name| held.get(&**name)).cloned().collect(),
         };
+        if self.view.partial && !update.partial && !update.whole {
+            let removed: HashSet<&str> = update.removed.iter().map(String::as_str).collect();
+            gone.extend(held.values().filter(|held| held.kept && !removed.contains(&*held.service.name)).filter(unnamed).cloned());
+        }
         for held in gone {
             self.take_routes(&held.routes);
             if named.contains(&*held.service.name) {
                 let service = Arc::new(Service { instances: Vec::new(), ..same(&held.service) });
-                self.put(Some(&held), Held { service, routes: Vec::new(), routes_digest: 0, instances_digest: 0 });
+                self.put(Some(&held), Held::new(service));
                 continue;
             }
             self.view.digest = self.view.digest.wrapping_sub(held.digest());
@@ -188,21 +216,20 @@ impl Build {
         let mut changed = Vec::new();
         for snapshot in snapshots {
             let old = self.view.parts.services.get(&*snapshot.name).cloned();
-            let routes = snapshot.routes.as_ref().or(whole.then_some(&no_routes));
-            let instances = snapshot.instances.as_ref().or(whole.then_some(&no_instances));
+            let kept = old.as_ref().is_some_and(|old| old.kept);
+            // Nothing stays as it is of what the control plane knew nothing of.
+            let routes = snapshot.routes.as_ref().or((whole || kept).then_some(&no_routes));
+            let instances = snapshot.instances.as_ref().or((whole || kept).then_some(&no_instances));
             // A part with the digest of the one that is held is the one that is held.
             let routes = routes.filter(|part| old.as_ref().is_none_or(|old| old.routes_digest != part.digest));
             let instances = instances.filter(|part| old.as_ref().is_none_or(|old| old.instances_digest != part.digest));
-            if old.is_some() && routes.is_none() && instances.is_none() {
+            if old.is_some() && !kept && routes.is_none() && instances.is_none() {
                 continue;
             }
             self.view.compiled.services += 1;
             let mut next = match &old {
-                Some(old) => Held::clone(old),
-                None => {
-                    let service = Arc::new(self.new_service(&snapshot.name, false));
-                    Held { service, routes: Vec::new(), routes_digest: 0, instances_digest: 0 }
-                }
+                Some(old) => Held { kept: false, ..Held::clone(old) },
+                None => Held::new(Arc::new(self.new_service(&snapshot.name, false))),
             };
             if let Some(part) = instances {
                 next.service = Arc::new(self.with_instances(&next.service, &part.instances));
@@ -227,11 +254,19 @@ impl Build {
     fn put(&mut self, old: Option<&Held>, next: Held) {
         self.view.digest = self.view.digest.wrapping_sub(old.map_or(0, Held::digest)).wrapping_add(next.digest());
         if old.is_none_or(|old| !Arc::ptr_eq(&old.service, &next.service)) {
+            let slot = next.service.slot;
             let stays = |was: &Arc<Instance>| {
                 next.service.instances.iter().any(|is| is.number == was.number && is.registration_id == was.registration_id)
             };
-            for gone in old.iter().flat_map(|old| &old.service.instances).filter(|was| !stays(was)) {
-                self.view.reports.remove(&(next.service.slot, gone.number));
+            let was = || old.iter().flat_map(|old| &old.service.instances);
+            for gone in was().filter(|was| !stays(was)) {
+                self.view.reports.remove(&(slot, gone.number));
+            }
+            for drained in was().filter(|was| was.drained) {
+                self.view.drained.remove(&(slot, drained.number));
+            }
+            for drained in next.service.instances.iter().filter(|is| is.drained) {
+                self.view.drained.insert((slot, drained.number), drained.clone());
             }
             self.view.slots.insert(next.service.slot, next.service.clone());
         }
@@ -277,7 +312,7 @@ impl Build {
             parts.next_slot += 1;
             parts.next_slot - 1
         });
-        let metrics = Arc::new(ServiceMetrics::new(self.view.workers));
+        let metrics = Arc::new(ServiceMetrics::new(self.view.config.workers));
         Service { name: name.into(), slot, instances: Vec::new(), is_static, metrics }
     }
 
@@ -286,6 +321,7 @@ impl Build {
         self.view.slots.remove(&service.slot);
         for instance in &service.instances {
             self.view.reports.remove(&(service.slot, instance.number));
+            self.view.drained.remove(&(service.slot, instance.number));
         }
         self.freed.push(service.slot);
     }
@@ -329,7 +365,8 @@ impl Build {
                 (Status::Down, known.unwrap_or(Protocol::Http1))
             }
         };
-        let old = old.filter(|old| *old.registration_id == *snapshot.registration_id && old.addresses == addresses);
+        // Its requests in flight go on when its addresses change.
+        let old = old.filter(|old| *old.registration_id == *snapshot.registration_id);
         Some(Instance {
             number: snapshot.number,
             id: snapshot.id.as_str().into(),
@@ -341,6 +378,7 @@ impl Build {
             parked: snapshot.parked,
             suspect: snapshot.suspect,
             drained: snapshot.drained,
+            withdrawn: snapshot.withdrawn,
             registration_id: snapshot.registration_id.as_str().into(),
             state: old.map_or_else(Arc::default, |old| old.state.clone()),
             authority,

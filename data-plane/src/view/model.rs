@@ -1,10 +1,42 @@
 //! For tests: a control plane's end of the snapshot protocol, without a registry behind it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use furt_proto::v1;
+use furt_proto::{network::Networks, v1};
 use prost::Message;
 use sha2::{Digest, Sha256};
+
+use super::View;
+use crate::config::{Config, HealthDetail};
+
+/// What furt.conf says when it says nothing, for one worker on a free port.
+pub(crate) fn config() -> Config {
+    Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        workers: 1,
+        client_timeout: Duration::from_secs(10),
+        body_idle_timeout: Duration::from_secs(30),
+        max_body_size: None,
+        max_connections: 100,
+        trusted_proxies: Networks::default(),
+        ip_rate_limit: None,
+        add_headers: Vec::new(),
+        upstream_timeout: Duration::from_secs(30),
+        health_detail: HealthDetail::Auto,
+        allow_registration_from: Networks::default(),
+        log_requests: false,
+        log_json: false,
+        internal: None,
+    }
+}
+
+/// Before the first snapshot.
+pub(crate) fn empty() -> View {
+    View::empty(config())
+}
 
 /// What is published, and what changed since it was last told.
 #[derive(Clone, Default)]

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::{
-    model::{Model, fixed, instance, route},
+    model::{Model, empty, fixed, instance, route},
     *,
 };
 use crate::table::{Access, Lookup};
 
 fn view(model: &Model) -> View {
-    apply(&View::empty(1), model.whole()).unwrap()
+    apply(&empty(), model.whole()).unwrap()
 }
 
 /// Everything that a request or a person could see of a view, slots and keys of this process apart.
@@ -284,7 +284,7 @@ fn updates_that_do_not_build_on_the_view_are_refused() {
     check(&|update| update.digest ^= 1, "the digest after it");
     check(&|update| update.services.push(update.services[0].clone()), "twice");
     check(&|update| update.services.clear(), "the digest after it");
-    assert!(matches!(apply(&View::empty(1), good.clone()), Err(ApplyError::UnknownBase { .. })));
+    assert!(matches!(apply(&empty(), good.clone()), Err(ApplyError::UnknownBase { .. })));
     assert!(apply(&held, good).is_ok());
 }
 
@@ -337,9 +337,139 @@ fn an_instance_that_is_not_understood_gets_no_requests() {
 
 #[test]
 fn a_worker_sees_what_is_installed() {
-    let current = Current::new(View::empty(1));
+    let current = Current::new(empty());
     let mut cache = current.cache();
     assert!(!cache.load().is_ready());
     current.install(view(&Model::new("e")));
     assert_eq!((&*cache.load().epoch, &*current.load().epoch), ("e", "e"));
+}
+
+#[test]
+fn what_a_control_plane_cannot_know_is_kept_until_one_does() {
+    let mut known = Model::new("e");
+    known.service("a", &["GET /a"]);
+    known.service("b", &["GET /b"]);
+    known.fixed(vec![fixed("f", "GET /f public")]);
+    known.delta();
+    let before = view(&known);
+    // The next furt cannot read its store: it knows furt.conf, and what registers.
+    let mut next = Model::new("f");
+    next.fixed(vec![fixed("g", "GET /g public")]);
+    next.delta();
+    let partial = |update| furt_proto::v1::WatchResponse { partial: true, ..update };
+    let routed = |view: &View| ["/a", "/b", "/c", "/f", "/g"].map(|path| view.table.knows("", path));
+    let kept = apply(&before, partial(next.whole())).unwrap();
+    assert_eq!((routed(&kept), kept.registered(), &*kept.epoch), ([true, true, false, false, true], 2, "f"));
+    let slot = |view: &View, name: &str| view.services().iter().find(|service| *service.name == *name).map(|service| service.slot);
+    assert_eq!(slot(&kept, "a"), slot(&before, "a"));
+    // Named with what is held, it is known again, and nothing is compiled; named with other parts, those hold.
+    next.service("a", &["GET /a"]);
+    let named = apply(&kept, partial(next.delta())).unwrap();
+    assert_eq!((routed(&named), named.compiled().routes), ([true, true, false, false, true], kept.compiled().routes));
+    next.routes("b", vec![route("GET /c")]);
+    let renamed = apply(&named, partial(next.delta())).unwrap();
+    assert_eq!(routed(&renamed), [true, false, true, false, true]);
+    let service = renamed.services().into_iter().find(|service| &*service.name == "b").unwrap();
+    assert!(service.instances.is_empty(), "nothing stays of what was not known");
+    // Known again, all the same as if they had never been kept.
+    for named in [&kept, &named, &renamed] {
+        let whole = apply(named, next.whole()).unwrap();
+        assert_eq!(seen(&whole), seen(&view(&next)));
+    }
+    let whole = apply(&renamed, next.delta()).unwrap();
+    assert_eq!(seen(&whole), seen(&view(&next)));
+}
+
+#[test]
+fn a_change_that_knows_every_service_lets_go_of_what_was_kept() {
+    let mut known = Model::new("e");
+    known.service("a", &["GET /a"]);
+    known.service("b", &["GET /b"]);
+    known.delta();
+    let mut next = Model::new("f");
+    next.delta();
+    let partial = furt_proto::v1::WatchResponse { partial: true, ..next.whole() };
+    let kept = apply(&view(&known), partial).unwrap();
+    assert!(kept.partial && kept.table.knows("", "/a") && kept.table.knows("", "/b"));
+    next.service("b", &["GET /b"]);
+    let whole = apply(&kept, next.delta()).unwrap();
+    assert!(!whole.partial && !whole.table.knows("", "/a") && whole.table.knows("", "/b"));
+    assert_eq!(seen(&whole), seen(&view(&next)));
+}
+
+#[test]
+fn a_reload_and_a_snapshot_do_not_lose_each_other() {
+    let mut model = Model::new("e");
+    model.service("a", &["GET /a"]);
+    model.delta();
+    let current = Current::new(view(&model));
+    let stale = current.load();
+    let limited = |rate: &str| Config { max_connections: 7, ip_rate_limit: rate.parse().ok(), ..model::config() };
+    current.reconfigure(Config { workers: 9, ..limited("5/s") });
+    model.service("b", &["GET /b"]);
+    current.install(apply(&stale, model.delta()).unwrap());
+    let both = current.load();
+    assert!(both.table.knows("", "/b"));
+    assert_eq!((both.config.max_connections, both.config.workers), (7, 1), "workers are those of the start");
+    let limits = |view: &View| view.address_limits.clone();
+    current.reconfigure(limited("5/s"));
+    assert!(Arc::ptr_eq(&limits(&both).unwrap(), &limits(&current.load()).unwrap()));
+    current.reconfigure(limited("6/s"));
+    assert!(!Arc::ptr_eq(&limits(&both).unwrap(), &limits(&current.load()).unwrap()));
+    current.reconfigure(limited(""));
+    assert!(limits(&current.load()).is_none() && current.load().table.knows("", "/b"));
+    assert_eq!((stale.config.max_connections, both.config.max_connections), (100, 7), "a view stays as it was");
+}
+
+#[test]
+fn writers_at_once_lose_nothing() {
+    let mut model = Model::new("e");
+    model.delta();
+    let current = Current::new(view(&model));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in 0..200 {
+                model.service(&format!("s{at}"), &[&format!("GET /s{at}")]);
+                current.install(apply(&current.load(), model.delta()).unwrap());
+            }
+        });
+        scope.spawn(|| (1..=200).for_each(|most| current.reconfigure(Config { max_connections: most, ..model::config() })));
+    });
+    let view = current.load();
+    assert_eq!((view.registered(), view.config.max_connections), (200, 200));
+}
+
+#[test]
+fn drained_instances_are_closed_and_opened_with_the_view() {
+    let mut model = Model::new("e");
+    model.service("a", &["GET /a"]);
+    model.delta();
+    let current = Current::new(view(&model));
+    let one = |view: &View| view.services()[0].instances[0].clone();
+    let with = |change: fn(&mut furt_proto::v1::SnapshotInstance)| {
+        let mut only = instance(0, "UP");
+        change(&mut only);
+        vec![only]
+    };
+    let mut tell = |instances| {
+        model.instances("a", instances);
+        current.install(apply(&current.load(), model.delta()).unwrap());
+        current.load()
+    };
+    let state = one(&current.load()).state.clone();
+    assert!(state.enter() && !current.load().drains());
+    let drained = tell(with(|one| one.drained = true));
+    assert!(!state.enter() && drained.drains());
+    assert_eq!(drained.in_flight().iter().map(|one| one.requests).collect::<Vec<_>>(), [2]);
+    // Its requests go on when its addresses change.
+    let moved = tell(with(|one| (one.drained, one.addresses) = (true, vec!["127.0.0.2:7000".into()])));
+    assert_eq!(moved.in_flight()[0].requests, 2);
+    // Another registration has none.
+    let renewed = tell(with(|one| (one.drained, one.registration_id) = (true, "new".into())));
+    assert!(renewed.in_flight().is_empty() && renewed.drains() && !one(&renewed).state.enter());
+    let undrained = tell(with(|one| one.registration_id = "new".into()));
+    assert!(!undrained.drains() && one(&undrained).state.enter());
+    tell(with(|one| one.drained = true));
+    model.remove("a");
+    assert!(!apply(&current.load(), model.delta()).unwrap().drains());
 }
