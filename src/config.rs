@@ -38,6 +38,8 @@ pub const DEFAULT_GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOC
 /// furt.conf, typed and checked; whatever it is made of cannot fail any more.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file it was read from, as it was named: where a reload reads it again.
+    pub file: PathBuf,
     /// `[gateway] enabled`; without it there is no internal listener and only static routes.
     pub enabled: bool,
     /// What the control plane is told.
@@ -207,7 +209,7 @@ pub fn parse(text: &str, file: &str, around: &Surroundings<'_>) -> Result<Config
     let config = parts.assemble(&mut report);
     report.sort();
     match config {
-        Some(config) if report.errors.is_empty() => Ok(Config { warnings: report.warnings, ..config }),
+        Some(config) if report.errors.is_empty() => Ok(Config { file: file.into(), warnings: report.warnings, ..config }),
         _ => Err(report),
     }
 }
@@ -316,7 +318,8 @@ impl Parts {
             tokens: self.tokens.into_iter().map(|(_, token)| token).collect(),
             published,
         };
-        Some(Config { enabled: gateway.enabled, control, data, log: server.log, state_dir: server.state_dir, warnings: Vec::new() })
+        let (enabled, log, state_dir) = (gateway.enabled, server.log, server.state_dir);
+        Some(Config { file: PathBuf::new(), enabled, control, data, log, state_dir, warnings: Vec::new() })
     }
 
     /// No two keys with one name or secret, no two tokens with one secret, no two routes in one place.

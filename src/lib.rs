@@ -3,31 +3,26 @@
 //! Here: the one place that knows both planes, and the order of start and stop. Not here: decisions
 //! of either plane, the command line. In [`config`], what both are told.
 
-use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use furt_control_plane::{
-    listener::{Internal, Observer, ReloadDone},
+    listener::Internal,
     monitor::Monitor,
     probe::HttpProbe,
-    refusal::{Code, Refusal},
     registry::Registry,
     snapshots::Snapshots,
     store::{Memory, Redb, Store},
 };
 use furt_data_plane::{
-    explain::explain,
-    metrics::DataPlaneCollector,
+    disk::{self, Keeper},
     subscribe::{Subscriber, Suspicions},
     view::{Current, View},
     worker::{DataPlane, Shared},
 };
-use furt_proto::{
-    time::unix_ms_now,
-    v1::{self, snapshot_service_client::SnapshotServiceClient, snapshot_service_server::SnapshotServiceServer},
-};
+use furt_proto::v1::{snapshot_service_client::SnapshotServiceClient, snapshot_service_server::SnapshotServiceServer};
 use tokio::{
     net::TcpListener,
+    signal::unix::Signal,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -35,8 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub mod config;
+mod observed;
+mod reload;
 
 use config::Config;
+use observed::Observed;
+use reload::Reload;
+pub use reload::Relog;
 
 /// For what nobody waits for to be stored at shutdown.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
@@ -49,6 +49,9 @@ pub struct Furt {
     registry: Registry,
     subscriber: Subscriber<SnapshotServiceServer<Snapshots>>,
     monitor: Monitor<HttpProbe>,
+    keeper: Option<Keeper>,
+    reload: Arc<Reload>,
+    hangups: Option<Signal>,
 }
 
 /// A listener that cannot be had.
@@ -81,7 +84,7 @@ impl Furt {
     /// # Errors
     /// When an address cannot be had.
     pub async fn bind(config: Config) -> Result<Self, BindError> {
-        let Config { enabled, mut control, mut data, state_dir, .. } = config;
+        let Config { enabled, mut control, mut data, state_dir, .. } = config.clone();
         let failed = |address, key| move |error| BindError { address, key, error };
 
         // Each plane is told where the other one really listens, so sockets come before planes.
@@ -94,7 +97,8 @@ impl Furt {
         control.listen = internal_addr.unwrap_or(control.listen);
 
         let public = data.listen;
-        let current = Current::new(View::empty(data));
+        // Services of the last run serve only if the store turns out to be unreadable.
+        let current = if enabled { disk::resume(&state_dir, data) } else { Current::new(View::empty(data)) };
         let suspicions = Suspicions::default();
         let data = DataPlane::bind(current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
         control.public = Some(data.local_addr());
@@ -102,15 +106,23 @@ impl Furt {
         // Without the internal listener nobody registers, so there is nothing to keep.
         let store: Box<dyn Store> = if enabled { Box::new(Redb::new(&state_dir)) } else { Box::new(Memory) };
         let registry = Registry::with_store(control, store);
-        let observer = Arc::new(Observed::new(data.shared()));
+        let reload = Arc::new(Reload::new(config, registry.clone(), current.clone()));
+        let observer = Arc::new(Observed::new(data.shared(), reload.clone()));
         let internal = socket.map(|socket| Internal::on(socket, registry.clone(), observer)).transpose();
         let internal = internal.map_err(failed(internal_addr.unwrap_or(public), "[gateway] listen"))?;
 
         // The generated client over the service itself: no socket, but all else is as over one.
         let client = SnapshotServiceClient::new(SnapshotServiceServer::new(registry.snapshots()));
+        let keeper = enabled.then(|| Keeper::new(state_dir, current.clone()));
         let subscriber = Subscriber::new(client, current, suspicions);
         let monitor = Monitor::new(registry.clone(), HttpProbe);
-        Ok(Self { data, internal, internal_addr, registry, subscriber, monitor })
+        Ok(Self { data, internal, internal_addr, registry, subscriber, monitor, keeper, reload, hangups: None })
+    }
+
+    /// Reads furt.conf again at each of these signals; `relog` takes what it says of the log.
+    pub fn reload_on(self, hangups: Signal, relog: Relog) -> Self {
+        self.reload.relog_with(relog);
+        Self { hangups: Some(hangups), ..self }
     }
 
     /// Where callers are served.
@@ -145,6 +157,12 @@ impl Furt {
             Some(_) = tasks.join_next() => return Err(RunError("the subscriber ended before the first snapshot".into())),
         }
         tasks.spawn(self.monitor.run(rest.clone()));
+        if let Some(keeper) = self.keeper {
+            tasks.spawn(keeper.run(rest.clone()));
+        }
+        if let Some(hangups) = self.hangups {
+            tasks.spawn(reload_at(hangups, self.reload, rest.clone()));
+        }
         if let Some(listener) = self.internal {
             tasks.spawn(listener.run(rest.clone()));
         }
@@ -191,54 +209,19 @@ async fn installed(shared: &Shared) {
     }
 }
 
+/// What went wrong is told where it is found, and furt goes on as before.
+async fn reload_at(mut hangups: Signal, reload: Arc<Reload>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(()) = hangups.recv() => drop(reload.reload().await),
+        }
+    }
+}
+
 fn tell(public: SocketAddr, internal: Option<SocketAddr>) {
     match internal {
         Some(internal) => info!(%public, %internal, "furt listening"),
         None => info!(%public, "furt listening"),
-    }
-}
-
-/// What the internal listener shows of the data plane.
-struct Observed {
-    shared: Arc<Shared>,
-    metrics: prometheus_client::registry::Registry,
-}
-
-impl Observed {
-    fn new(shared: Arc<Shared>) -> Self {
-        let mut metrics = prometheus_client::registry::Registry::default();
-        metrics.register_collector(Box::new(DataPlaneCollector(shared.clone())));
-        Self { shared, metrics }
-    }
-}
-
-impl Observer for Observed {
-    fn health(&self, full: bool) -> Bytes {
-        self.shared.health(&self.shared.current.load(), full)
-    }
-
-    fn live(&self) -> bool {
-        true
-    }
-
-    fn ready(&self) -> bool {
-        self.shared.is_ready()
-    }
-
-    fn explain(&self, request: &v1::ExplainRequest) -> Result<v1::ExplainResponse, String> {
-        Ok(explain(&self.shared.current.load(), request, self.shared.clock.now(), unix_ms_now() / 1000))
-    }
-
-    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadDone, Refusal>> + Send>> {
-        Box::pin(std::future::ready(Err(Refusal::one(Code::Unavailable, "this furt reads furt.conf only when it starts"))))
-    }
-
-    fn metrics(&self, out: &mut String) {
-        let begin = out.len();
-        if let Err(error) = prometheus_client::encoding::prometheus_text::encode(out, &self.metrics) {
-            // Half a family would make the whole page unreadable.
-            out.truncate(begin);
-            error!(%error, "cannot write the data plane's metrics");
-        }
     }
 }

@@ -1,0 +1,125 @@
+//! furt.conf read again while furt runs: all of it holds, or none (DESIGN §3).
+//!
+//! Here: reading, what needs a restart, handing each plane its part, what is told. Not here: what a plane does with it.
+
+use furt_control_plane::{listener::ReloadDone, registry::Registry};
+use furt_data_plane::view::Current;
+use tokio::sync::Mutex;
+use tracing::{error, warn};
+
+use crate::config::{self, Config, Finding, LoadError, Log};
+
+/// Takes another level and format of the log.
+pub type Relog = Box<dyn Fn(Log) + Send + Sync>;
+
+/// What a reload needs of a running furt.
+pub(crate) struct Reload {
+    /// furt.conf as it is in force; held by one reload to its end.
+    running: Mutex<Config>,
+    registry: Registry,
+    current: Current,
+    relog: std::sync::OnceLock<Relog>,
+}
+
+impl Reload {
+    /// Of a furt that runs with `config`.
+    pub(crate) fn new(config: Config, registry: Registry, current: Current) -> Self {
+        Self { running: Mutex::new(config), registry, current, relog: std::sync::OnceLock::new() }
+    }
+
+    /// How another level and format of the log are taken; the first one given holds.
+    pub(crate) fn relog_with(&self, relog: Relog) {
+        let _ = self.relog.set(relog);
+    }
+
+    /// Reads furt.conf, and takes all of it.
+    ///
+    /// # Errors
+    /// With everything that is wrong in it, and everything that only a restart can change; nothing is taken then.
+    pub(crate) async fn reload(&self) -> Result<ReloadDone, Vec<Finding>> {
+        let mut running = self.running.lock().await;
+        let file = running.file.clone();
+        // It reads files, and furt.conf may name more of them.
+        let read = tokio::task::spawn_blocking(move || config::load(Some(&file))).await;
+        let next = read.map_err(|fault| vec![about(&running, "", fault.to_string())]).and_then(|read| {
+            let next = read.map_err(|error| findings(&running, error))?;
+            let fixed = fixed(&running, &next);
+            if fixed.is_empty() { Ok(next) } else { Err(fixed) }
+        });
+        let next = match next {
+            Ok(next) => next,
+            Err(findings) => {
+                findings.iter().for_each(|finding| error!("{finding}"));
+                let first = findings.first().map(ToString::to_string).unwrap_or_default();
+                self.registry.telemetry().reload_refused(findings.len(), &first);
+                return Err(findings);
+            }
+        };
+        next.warnings.iter().for_each(|warning| warn!("{warning}"));
+        let mut control = next.control.clone();
+        let now = self.registry.config();
+        // Where furt really listens, which port 0 in furt.conf does not say.
+        (control.listen, control.public) = (now.listen, now.public);
+        let changes = differences(&running, &next);
+        // The routes may need what the data plane is told, never the other way round.
+        self.current.reconfigure(next.data.clone());
+        if let Some(relog) = self.relog.get() {
+            relog(next.log);
+        }
+        let reloaded = self.registry.reload(control, changes).await;
+        let warnings = next.warnings.iter().map(ToString::to_string).collect();
+        *running = next;
+        Ok(ReloadDone { changes: reloaded.changes, warnings, version: reloaded.version })
+    }
+}
+
+fn about(running: &Config, key: &str, message: impl Into<String>) -> Finding {
+    Finding { file: running.file.display().to_string(), line: None, key: key.into(), message: message.into() }
+}
+
+fn findings(running: &Config, error: LoadError) -> Vec<Finding> {
+    match error {
+        LoadError::Faulty(report) => report.errors,
+        error => vec![about(running, "", error.to_string())],
+    }
+}
+
+/// What only a restart can change.
+fn fixed(running: &Config, next: &Config) -> Vec<Finding> {
+    let state_dir = |config: &Config| config.state_dir.clone();
+    let keys = [
+        ("[server] host and port", running.data.listen != next.data.listen),
+        ("[server] workers", running.data.workers != next.data.workers),
+        ("[server] state_dir", state_dir(running) != state_dir(next)),
+        ("[gateway] enabled", running.enabled != next.enabled),
+        ("[gateway] listen", running.control.listen != next.control.listen),
+    ];
+    let changed = keys.into_iter().filter(|(_, changed)| *changed);
+    changed.map(|(key, _)| about(running, key, "has changed, which needs a restart of furt; nothing was reloaded")).collect()
+}
+
+/// One line for each setting of the data plane and the log that is different.
+fn differences(running: &Config, next: &Config) -> Vec<String> {
+    let (old, new) = (&running.data, &next.data);
+    let limit = |bytes: Option<u64>| bytes.map_or("0".to_owned(), |bytes| bytes.to_string());
+    let headers = || new.add_headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    let lines = [
+        ("[server] client_timeout", old.client_timeout != new.client_timeout, format!("{:?}", new.client_timeout)),
+        ("[server] body_idle_timeout", old.body_idle_timeout != new.body_idle_timeout, format!("{:?}", new.body_idle_timeout)),
+        ("[server] max_body_size", old.max_body_size != new.max_body_size, limit(new.max_body_size)),
+        ("[server] max_connections", old.max_connections != new.max_connections, new.max_connections.to_string()),
+        ("[server] trusted_proxies", old.trusted_proxies != new.trusted_proxies, new.trusted_proxies.to_string()),
+        (
+            "[server] ip_rate_limit",
+            old.ip_rate_limit != new.ip_rate_limit,
+            new.ip_rate_limit.map_or("none".to_owned(), |rate| rate.to_string()),
+        ),
+        ("[server] add_headers", old.add_headers != new.add_headers, headers()),
+        ("[server] log_requests", old.log_requests != new.log_requests, new.log_requests.to_string()),
+        ("[server] log_level", running.log.level != next.log.level, next.log.level.to_string().to_lowercase()),
+        ("[server] log_format", running.log.format != next.log.format, format!("{:?}", next.log.format).to_lowercase()),
+        ("[gateway] upstream_timeout", old.upstream_timeout != new.upstream_timeout, format!("{:?}", new.upstream_timeout)),
+        ("[gateway] health_detail", old.health_detail != new.health_detail, format!("{:?}", new.health_detail).to_lowercase()),
+    ];
+    lines.into_iter().filter(|(_, changed, _)| *changed).map(|(key, _, value)| format!("{key} is {value}")).collect()
+}
