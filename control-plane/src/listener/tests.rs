@@ -22,6 +22,7 @@ const SEED: &str = r#"{"service": "sagjan", "url": "http://127.0.0.1:7812", "hea
     {"method": "PUT", "path": "/api/comments/*", "permission": "comments:moderate"},
     {"method": "DELETE", "path": "/api/comments/*", "permission": "comments:delete"}]}"#;
 
+mod roles;
 mod streams;
 
 /// A data plane that is there and has one thing to say about everything.
@@ -55,6 +56,7 @@ impl Observer for Fixed {
 /// A listener that runs, until the test is over.
 struct World {
     address: SocketAddr,
+    registry: Registry,
     shutdown: CancellationToken,
     running: JoinHandle<()>,
 }
@@ -67,10 +69,11 @@ impl World {
     async fn with(config: Config, limits: Limits) -> Self {
         let socket = TcpListener::bind(config.listen).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let internal = Internal::on_within(socket, Registry::new(config), Arc::new(Fixed), limits).unwrap();
+        let registry = Registry::new(config);
+        let internal = Internal::on_within(socket, registry.clone(), Arc::new(Fixed), limits).unwrap();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(internal.run(shutdown.clone()));
-        Self { address, shutdown, running }
+        Self { address, registry, shutdown, running }
     }
 
     /// What comes back for these bytes until the connection closes.

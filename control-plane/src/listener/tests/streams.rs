@@ -115,7 +115,18 @@ async fn watching_events_is_reading() {
     let furt = World::with(with_token(config(), "look", Role::Reader), Limits::default()).await;
     furt.get("/internal/events").await.is_refused(401, "UNAUTHORIZED");
     furt.send("GET /internal/events", &["Authorization: Bearer guess"], "").await.is_refused(401, "UNAUTHORIZED");
-    Source::open(&furt, "/internal/events?since=0", &["Authorization: Bearer look"]).await;
+    let mut source = Source::open(&furt, "/internal/events", &["Authorization: Bearer look"]).await;
+    let mut client = RegistryServiceClient::new(furt.channel().await);
+    let mut request = tonic::Request::new(v1::WatchEventsRequest::default());
+    request.metadata_mut().insert("authorization", "Bearer look".parse().unwrap());
+    let mut events = client.watch_events(request).await.unwrap().into_inner();
+
+    // A token that is no longer one of furt.conf is told nothing more, not even that furt.conf has changed.
+    furt.registry.reload(Config { tokens: Vec::new(), ..(*furt.registry.config()).clone() }, Vec::new()).await;
+    let told = source.until("0\r\n\r\n").await;
+    assert!(told.contains(": reading needs the token of a reader or an operator; the one sent is not known here\n\n"), "{told}");
+    assert!(!told.contains("data: "), "{told}");
+    assert_eq!(events.message().await.unwrap_err().code(), tonic::Code::Unauthenticated);
 }
 
 #[tokio::test]
