@@ -187,9 +187,8 @@ impl Telemetry {
                 return;
             }
         };
-        let plural = if routes == 1 { "" } else { "s" };
         let event = v1::Event { service: service.to_string(), instance: instance.to_string(), version, ..Default::default() };
-        self.tell(kind, &format!("{routes} route{plural} at {url}, registered by {peer}"), event);
+        self.tell(kind, &format!("{} at {url}, registered by {peer}", count_of(routes, "route")), event);
     }
 
     /// Routes of a service that callers reach with less than before.
@@ -393,7 +392,7 @@ impl Telemetry {
     pub fn restored(&self, instances: usize, services: usize, took: Duration) {
         let took_ms = millis(took);
         info!(instances, services, took_ms, "registrations restored");
-        let message = format!("{instances} instances of {services} services restored in {took_ms} ms");
+        let message = format!("{} of {} restored in {took_ms} ms", count_of(instances, "instance"), count_of(services, "service"));
         self.tell(Kind::Started, &message, v1::Event { version: self.gauges.version(), ..Default::default() });
     }
 
@@ -501,6 +500,10 @@ fn cut(text: &str, most: usize) -> String {
         out.push('…');
     }
     out
+}
+
+fn count_of(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -11,17 +11,32 @@ use std::{
     time::Duration,
 };
 
+use furt_proto::v1::{SessionRequest, registry_service_client::RegistryServiceClient, session_request::Message as Said};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 
-use crate::{client::Request, upstream::Upstream};
+use crate::{
+    client::Request,
+    upstream::Upstream,
+    world::{block_on, grpc_registration},
+};
 
 /// A running upstream process, or one that was killed; killed for good when dropped.
 pub struct Process {
     pub name: String,
     pub address: SocketAddr,
-    registers_with: Option<SocketAddr>,
+    registers: Registers,
     child: Option<Child>,
+}
+
+/// Whether it registers for itself, and how.
+#[derive(Clone)]
+enum Registers {
+    Not,
+    OverJson(SocketAddr),
+    /// As this instance.
+    BySession(SocketAddr, String),
 }
 
 /// A port that was free a moment ago, below the range from which the kernel picks ports for clients,
@@ -38,18 +53,23 @@ pub fn free_port() -> u16 {
 impl Process {
     /// An upstream that answers every request with 200 and says its name and process id.
     pub fn start(name: &str) -> Self {
-        Self::launch(name, None)
+        Self::launch(name, Registers::Not)
     }
 
     /// The same, and it registers `GET /api/NAME/*` for itself with the furt at `internal`, renewing
     /// and registering again by the rules of DESIGN §7 only.
     pub fn registering(name: &str, internal: SocketAddr) -> Self {
-        Self::launch(name, Some(internal))
+        Self::launch(name, Registers::OverJson(internal))
     }
 
-    fn launch(name: &str, registers_with: Option<SocketAddr>) -> Self {
+    /// The same as an instance of its own name, by a session that it holds; it says the instance's name.
+    pub fn in_session(name: &str, instance: &str, internal: SocketAddr) -> Self {
+        Self::launch(name, Registers::BySession(internal, instance.into()))
+    }
+
+    fn launch(name: &str, registers: Registers) -> Self {
         let address = (Ipv4Addr::LOCALHOST, free_port()).into();
-        let mut process = Self { name: name.into(), address, registers_with, child: None };
+        let mut process = Self { name: name.into(), address, registers, child: None };
         process.start_again();
         process
     }
@@ -64,9 +84,13 @@ impl Process {
         let mut command = Command::new(program);
         command.args(["--exact", "process::an_upstream_of_its_own", "--nocapture"]);
         command.env("UPSTREAM_NAME", &self.name).env("UPSTREAM_PORT", self.address.port().to_string());
-        match self.registers_with {
-            Some(internal) => command.env("UPSTREAM_REGISTERS_WITH", internal.to_string()),
-            None => command.env_remove("UPSTREAM_REGISTERS_WITH"),
+        command.env_remove("UPSTREAM_REGISTERS_WITH").env_remove("UPSTREAM_INSTANCE");
+        match &self.registers {
+            Registers::Not => &mut command,
+            Registers::OverJson(internal) => command.env("UPSTREAM_REGISTERS_WITH", internal.to_string()),
+            Registers::BySession(internal, instance) => {
+                command.env("UPSTREAM_REGISTERS_WITH", internal.to_string()).env("UPSTREAM_INSTANCE", instance)
+            }
         };
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the upstream starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
@@ -102,15 +126,19 @@ fn an_upstream_of_its_own() {
         assert_eq!(upstream.request().target, "/x?y");
         return;
     };
-    let upstream = Upstream::start_on(port.parse().expect("a port"), &format!("{name}-{}", std::process::id()));
+    let instance = variable("UPSTREAM_INSTANCE");
+    let says = format!("{}-{}", instance.as_ref().unwrap_or(&name), std::process::id());
+    let upstream = Upstream::start_on(port.parse().expect("a port"), &says);
     writeln!(std::io::stderr(), "listening").expect("the parent reads");
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    match variable("UPSTREAM_REGISTERS_WITH") {
-        Some(internal) => stay_registered(&name, internal.parse().expect("an address"), &upstream),
-        None => loop {
+    let internal = variable("UPSTREAM_REGISTERS_WITH").map(|internal| internal.parse().expect("an address"));
+    match (internal, instance) {
+        (Some(internal), Some(instance)) => stay_in_session(&name, &instance, internal, &upstream),
+        (Some(internal), None) => stay_registered(&name, internal, &upstream),
+        (None, _) => loop {
             std::thread::park();
         },
     }
@@ -139,5 +167,24 @@ fn stay_registered(name: &str, internal: SocketAddr, upstream: &Upstream) {
         while Instant::now() < renew_at && !lost(&data["epoch"]) {
             pause();
         }
+    }
+}
+
+/// What a service does that speaks gRPC: register by a session and hold it, and again when it ends.
+fn stay_in_session(name: &str, instance: &str, internal: SocketAddr, upstream: &Upstream) {
+    let route = format!("GET /api/{name}/* comments:read");
+    let mut registration = grpc_registration(name, &upstream.url(), &[&route]);
+    registration.instance = instance.into();
+    let hold = async || {
+        let mut client = RegistryServiceClient::connect(format!("http://{internal}")).await.ok()?;
+        let (sends, requests) = mpsc::channel(1);
+        sends.send(SessionRequest { message: Some(Said::Register(registration.clone())) }).await.ok()?;
+        let mut answers = client.session(ReceiverStream::new(requests)).await.ok()?.into_inner();
+        while answers.message().await.ok()?.is_some() {}
+        Some(())
+    };
+    loop {
+        block_on(hold());
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
