@@ -14,9 +14,11 @@ mod world;
 
 mod acceptance;
 mod demo;
+mod events;
 mod grpc;
 mod health;
 mod proxy;
 mod registration;
 mod restart;
+mod session;
 mod smuggling;
