@@ -2,6 +2,8 @@
 //!
 //! Here: reading, what needs a restart, handing each plane its part, what is told. Not here: what a plane does with it.
 
+use std::net::SocketAddr;
+
 use furt_control_plane::{listener::ReloadDone, registry::Registry};
 use furt_data_plane::view::Current;
 use tokio::sync::Mutex;
@@ -43,7 +45,7 @@ impl Reload {
         let read = tokio::task::spawn_blocking(move || config::load(Some(&file))).await;
         let next = read.map_err(|fault| vec![about(&running, "", fault.to_string())]).and_then(|read| {
             let next = read.map_err(|error| findings(&running, error))?;
-            let fixed = fixed(&running, &next);
+            let fixed = self.fixed(&running, &next);
             if fixed.is_empty() { Ok(next) } else { Err(fixed) }
         });
         let next = match next {
@@ -73,6 +75,25 @@ impl Reload {
     }
 }
 
+impl Reload {
+    /// What only a restart can change.
+    fn fixed(&self, running: &Config, next: &Config) -> Vec<Finding> {
+        let bound = self.registry.config();
+        // Port 0 may be written as the port that it turned out to be.
+        let moves = |was: SocketAddr, is: SocketAddr, bound: SocketAddr| is != was && is != bound;
+        let (public, internal) = (bound.public.unwrap_or(running.data.listen), bound.listen);
+        let keys = [
+            ("[server] host and port", moves(running.data.listen, next.data.listen, public)),
+            ("[server] workers", running.data.workers != next.data.workers),
+            ("[server] state_dir", running.state_dir != next.state_dir),
+            ("[gateway] enabled", running.enabled != next.enabled),
+            ("[gateway] listen", moves(running.control.listen, next.control.listen, internal)),
+        ];
+        let changed = keys.into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(key, _)| about(running, key, "has changed, which needs a restart of furt; nothing was reloaded")).collect()
+    }
+}
+
 fn about(running: &Config, key: &str, message: impl Into<String>) -> Finding {
     Finding { file: running.file.display().to_string(), line: None, key: key.into(), message: message.into() }
 }
@@ -82,20 +103,6 @@ fn findings(running: &Config, error: LoadError) -> Vec<Finding> {
         LoadError::Faulty(report) => report.errors,
         error => vec![about(running, "", error.to_string())],
     }
-}
-
-/// What only a restart can change.
-fn fixed(running: &Config, next: &Config) -> Vec<Finding> {
-    let state_dir = |config: &Config| config.state_dir.clone();
-    let keys = [
-        ("[server] host and port", running.data.listen != next.data.listen),
-        ("[server] workers", running.data.workers != next.data.workers),
-        ("[server] state_dir", state_dir(running) != state_dir(next)),
-        ("[gateway] enabled", running.enabled != next.enabled),
-        ("[gateway] listen", running.control.listen != next.control.listen),
-    ];
-    let changed = keys.into_iter().filter(|(_, changed)| *changed);
-    changed.map(|(key, _)| about(running, key, "has changed, which needs a restart of furt; nothing was reloaded")).collect()
 }
 
 /// One line for each setting of the data plane and the log that is different.

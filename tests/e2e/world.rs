@@ -198,6 +198,18 @@ impl World {
         }
     }
 
+    /// Writes another furt.conf for the furt that runs, on the ports it has.
+    pub fn rewrite(&mut self, conf: Conf) {
+        self.conf = Conf { public_port: self.public.port(), internal_port: self.internal.port(), ..conf };
+        let text = self.conf.text(&self.dir.join("state").display().to_string());
+        fs::write(self.dir.join("furt.conf"), text).expect("furt.conf is written");
+    }
+
+    /// Asks it to read furt.conf again.
+    pub fn reload(&self) -> Answer {
+        Request::post("/internal/reload", "").send(self.internal)
+    }
+
     /// kill -9, and waits until it is gone.
     pub fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
@@ -208,9 +220,13 @@ impl World {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
-        let id = self.id();
-        let sent = Command::new("kill").args(["-TERM", &id.to_string()]).status().expect("kill runs");
-        assert!(sent.success(), "furt takes SIGTERM");
+        self.signal("TERM");
+    }
+
+    /// A signal, without waiting.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success(), "furt takes SIG{name}");
     }
 
     /// Its process id.
