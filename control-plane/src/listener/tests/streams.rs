@@ -39,14 +39,17 @@ impl Source {
 
     /// The next event: its id, its kind, its data.
     async fn next(&mut self) -> (String, String, Value) {
-        self.until("id: ").await;
-        let text = self.until("\n\n").await;
-        let mut lines = text.lines();
-        let id = lines.next().unwrap().to_owned();
-        let kind = lines.next().unwrap().strip_prefix("event: ").unwrap().to_owned();
-        let data: Value = serde_json::from_str(lines.next().unwrap().strip_prefix("data: ").unwrap()).unwrap();
-        assert_eq!((data["cursor"].as_str(), data["kind"].as_str()), (Some(&*id), Some(&*kind)));
-        (id, kind, data)
+        loop {
+            self.until("id: ").await;
+            let text = self.until("\n\n").await;
+            let mut lines = text.lines();
+            let id = lines.next().unwrap().to_owned();
+            // A cursor alone says from where it is told.
+            let Some(kind) = lines.next().and_then(|line| line.strip_prefix("event: ")) else { continue };
+            let data: Value = serde_json::from_str(lines.next().unwrap().strip_prefix("data: ").unwrap()).unwrap();
+            assert_eq!((data["cursor"].as_str(), data["kind"].as_str()), (Some(&*id), Some(kind)));
+            return (id, kind.to_owned(), data);
+        }
     }
 }
 
