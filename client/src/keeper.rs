@@ -52,8 +52,8 @@ impl Keeper {
 
     /// Registers and stays registered until `shutdown`; then says farewell and ends.
     ///
-    /// When it has ended, no request from furt is in flight and none will come, unless furt did not hear the
-    /// farewell: then the answer is `None`. It ends at most the time to drain and 10 s after `shutdown`.
+    /// When it has ended, furt sends nothing more and has nothing in flight beyond the answer's `in_flight`. `None`:
+    /// furt did not hear the farewell. It ends at most the time to drain and 5 s after `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> Option<DrainResponse> {
         let left = self.stay(&shutdown).await;
         match &left {

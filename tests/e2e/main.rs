@@ -15,6 +15,7 @@ mod world;
 mod acceptance;
 mod demo;
 mod events;
+mod examples;
 mod grpc;
 mod health;
 mod proxy;
