@@ -14,6 +14,7 @@ mod world;
 
 mod acceptance;
 mod demo;
+mod durability;
 mod events;
 mod examples;
 mod grpc;

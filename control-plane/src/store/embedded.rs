@@ -98,20 +98,19 @@ impl<P: Place> Redb<P> {
             return self.open_file(file);
         }
         let database = self.build(&[], 0)?;
-        match self.place.install(false) {
-            Ok(()) => Ok(database),
-            // Another furt may have been quicker, and have swept this one's file: then the one that is there counts.
-            Err(error) => {
-                drop(database);
-                self.place.discard();
-                match error.kind() {
-                    io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound => {
-                        let file = self.existing()?.ok_or_else(|| self.system(&error))?;
-                        self.open_file(file)
-                    }
-                    _ => Err(self.system(&error)),
-                }
-            }
+        let installed = self.place.install(false);
+        drop(database);
+        self.place.discard();
+        match installed {
+            Ok(()) => {}
+            // Another furt was quicker, or has swept what this one built: the file that is there now counts.
+            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+            Err(error) => return Err(self.system(&error)),
+        }
+        // Opened by its own name, which is then the one that the system shows.
+        match self.existing()? {
+            Some(file) => self.open_file(file),
+            None => Err(self.trouble("it was moved away while furt made it")),
         }
     }
 

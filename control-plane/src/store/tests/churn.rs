@@ -19,7 +19,7 @@ fn a_hundred_thousand_rewrites_of_the_same_records_do_not_grow_the_file() {
         }
     }
     let most = sizes.iter().max().unwrap();
-    assert!(*most <= 2 << 20, "{sizes:?}");
+    assert!(*most <= 256 << 10, "{sizes:?}");
     drop(store);
-    assert!(disk.image().len() <= 2 << 20, "{}", disk.image().len());
+    assert!(disk.image().len() <= 256 << 10, "{}", disk.image().len());
 }

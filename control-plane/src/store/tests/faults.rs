@@ -127,7 +127,11 @@ fn an_error_at_any_call_of_the_opening_is_told_and_the_next_opening_finds_everyt
                 assert!(nth >= 2, "an opening writes and syncs");
                 break;
             }
-            assert_eq!(class(&first.unwrap_err()), "full", "call {nth}");
+            match first {
+                Err(error) => assert_eq!(class(&error), "full", "call {nth}"),
+                // A new file is closed once before it is opened; what fails there is done again by the opening.
+                Ok(loaded) => assert!(before.image().is_empty() && loaded == expected, "call {nth}"),
+            }
             assert!(store.load().unwrap() == expected, "call {nth}");
         }
     }

@@ -3,6 +3,11 @@
 
 use super::{disk::*, *};
 
+/// How many random scripts a test runs; more by the environment than CI has time for.
+fn scripts(otherwise: u64) -> u64 {
+    std::env::var("FURT_POWER_CUT_SCRIPTS").map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
 /// What a run had come to when the power went.
 #[derive(Debug, Clone, Copy)]
 struct Reached {
@@ -72,7 +77,7 @@ impl Script {
 
 #[test]
 fn a_power_cut_at_any_call_leaves_the_last_acknowledged_state_or_the_one_in_flight() {
-    for seed in 0..3 {
+    for seed in 0..scripts(3) {
         let mut rng = fastrand::Rng::with_seed(seed);
         Script::new(&mut rng, 6, None).cut_everywhere(seed, &mut rng);
     }
@@ -80,7 +85,7 @@ fn a_power_cut_at_any_call_leaves_the_last_acknowledged_state_or_the_one_in_flig
 
 #[test]
 fn a_power_cut_at_any_call_around_a_failed_sync_and_the_recovery_loses_nothing() {
-    for seed in 100..102 {
+    for seed in 1_000..1_000 + scripts(2) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let broken = rng.usize(..5);
         Script::new(&mut rng, 5, Some(broken)).cut_everywhere(seed, &mut rng);
@@ -92,7 +97,7 @@ fn a_power_cut_at_any_call_around_a_failed_sync_and_the_recovery_loses_nothing()
 fn a_store_survives_any_number_of_power_cuts_one_after_another() {
     let mut rng = fastrand::Rng::with_seed(7);
     let (mut disk, mut before, mut in_flight) = (Disk::default(), Model::default(), None);
-    for round in 0..100 {
+    for round in 0..scripts(3) * 30 {
         let opening = rng.u8(..4) == 0;
         disk.cut_power_at(if opening { rng.usize(..30) } else { rng.usize(30..300) });
         let batches = random_batches(&mut rng, 8);
