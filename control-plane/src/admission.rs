@@ -51,8 +51,8 @@ pub enum Who<'a> {
 pub trait Held {
     /// Who holds which route.
     fn claims(&self) -> &Claims<ServiceName>;
-    /// Whether all instances of a service are parked.
-    fn is_parked(&self, service: &ServiceName) -> bool;
+    /// Why a service that holds a route may not come back for it; `None`: it is there.
+    fn is_past(&self, service: &ServiceName) -> Option<&'static str>;
     /// Instances of a service that are not parked, this one left out.
     fn others_awake(&self, service: &ServiceName, instance: &str) -> usize;
     /// Whether this instance is there and not parked.
@@ -221,11 +221,9 @@ impl Admission {
         }
         let held_by = |claim: Claim<ServiceName>, how: &str| {
             let Claim { key: theirs, holder } = claim;
-            let free = match held.is_parked(&holder) {
-                true => format!(
-                    "; {holder} is down and its pings have stopped: DELETE /internal/services/{holder} on the internal listener frees it"
-                ),
-                false => String::new(),
+            let free = match held.is_past(&holder) {
+                Some(why) => format!("; {holder} {why}: DELETE /internal/services/{holder} on the internal listener frees it"),
+                None => String::new(),
             };
             format!("{key} {how} {theirs}, held by {holder}{free}")
         };

@@ -498,8 +498,13 @@ impl Held for Services {
     fn claims(&self) -> &Claims<ServiceName> {
         &self.claims
     }
-    fn is_parked(&self, service: &ServiceName) -> bool {
-        self.services.get(service).is_some_and(|service| service.instances.values().all(|instance| instance.health.state.is_parked()))
+    fn is_past(&self, service: &ServiceName) -> Option<&'static str> {
+        let instances = &self.services.get(service)?.instances;
+        let all = |is: fn(&Instance) -> bool| instances.values().all(is);
+        if all(|instance| instance.health.state.is_parked()) {
+            return Some("is down and its pings have stopped");
+        }
+        all(|instance| instance.withdrawn.is_some()).then_some("is withdrawn, as furt.conf no longer allows it")
     }
     fn others_awake(&self, service: &ServiceName, instance: &str) -> usize {
         let awake = |(id, other): (&InstanceId, &Instance)| id.as_str() != instance && !other.health.state.is_parked();

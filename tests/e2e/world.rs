@@ -317,6 +317,11 @@ impl World {
         })
     }
 
+    /// This life of its control plane.
+    pub fn registry_epoch(&self) -> String {
+        Request::get("/internal/services").send(self.internal).json()["data"]["epoch"].as_str().expect("an epoch").to_owned()
+    }
+
     /// Runs something with a gRPC client of the internal listener.
     pub fn grpc<T>(&self, work: impl AsyncFnOnce(RegistryServiceClient<Channel>) -> T) -> T {
         block_on(async {

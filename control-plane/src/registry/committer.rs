@@ -72,13 +72,15 @@ pub(super) struct Changes {
     busy: HashMap<ServiceName, usize>,
     running: bool,
     loaded: bool,
+    /// What the store holds and this furt cannot read: kept for one that can.
+    foreign: Vec<(Key, Vec<u8>)>,
     /// Why nothing can be made durable for now, and since when.
     outage: Option<(Instant, Arc<str>)>,
 }
 
 impl Changes {
     pub(super) fn new(loaded: bool) -> Self {
-        Self { queue: VecDeque::new(), busy: HashMap::new(), running: false, loaded, outage: None }
+        Self { queue: VecDeque::new(), busy: HashMap::new(), running: false, loaded, foreign: Vec::new(), outage: None }
     }
     /// Whether the store was read.
     pub(super) fn is_loaded(&self) -> bool {
@@ -449,9 +451,17 @@ impl Registry {
     /// Every instance as the store should hold it.
     fn records(&self) -> Vec<(Key, Vec<u8>)> {
         let now = Instant::now();
-        self.walk(|service, out| {
+        let foreign = {
+            let state = self.lock();
+            let known =
+                |key: &Key| state.services.get(&key.service).is_some_and(|service| service.instances.contains_key(key.instance.as_str()));
+            state.changes.foreign.iter().filter(|(key, _)| !known(key)).cloned().collect::<Vec<_>>()
+        };
+        let mut records = self.walk(|service, out| {
             out.extend(service.instances.iter().map(|(id, instance)| (key(&service.name, id), instance.record(now).encode_to_vec())));
-        })
+        });
+        records.extend(foreign);
+        records
     }
 
     /// Reads the store at furt's start; to be called before anything is served. When it cannot be read, furt goes on
@@ -478,12 +488,15 @@ impl Registry {
         let decoded = decoded.map_err(undecoded)?;
         let mut state = self.lock();
         let at = moment();
-        for (record, (key, _)) in decoded.iter().zip(&records) {
+        let mut foreign = Vec::new();
+        for (record, stored) in decoded.iter().zip(records) {
             if !state.services.restore(record, alive_unix_ms, at) {
                 // It stays in the store: the furt that wrote it could read it.
-                self.telemetry().not_restored(&key.service, &key.instance);
+                self.telemetry().not_restored(&stored.0.service, &stored.0.instance);
+                foreign.push(stored);
             }
         }
+        state.changes.foreign = foreign;
         let verdicts = readmit_all(&self.rules(), &mut state.services);
         state.changes.loaded = true;
         state.changes.outage.take();
