@@ -1,15 +1,20 @@
-//! Introspection by the real grpcurl, with no proto file.
+//! Every RPC by the real grpcurl, with no proto file; in `docs` the page that shows them.
 //!
 //! Its path comes from `FURT_GRPCURL`; without it these tests say that they were skipped.
 
-use std::process::{Command, Output, Stdio};
+mod docs;
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
 
 use serde_json::{Value, json};
 
 use crate::{
     client::Request,
     upstream::Upstream,
-    world::{World, registration},
+    world::{World, eventually, registration},
 };
 
 const COMMENTS: &[&str] = &["GET /api/comments/* comments:read"];
@@ -23,7 +28,6 @@ impl Grpcurl {
     /// None when there is no grpcurl, which is said aloud: not through the captured output of a test that passes.
     fn find(furt: &World) -> Option<Self> {
         let Ok(program) = std::env::var("FURT_GRPCURL") else {
-            use std::io::Write;
             let _ = writeln!(std::io::stderr(), "SKIPPED: FURT_GRPCURL is not set, the tests with the real grpcurl did not run");
             return None;
         };
@@ -43,6 +47,26 @@ impl Grpcurl {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    /// Sends messages on one stream, which grpcurl ends after three seconds if nobody else does.
+    fn say(&self, method: &str, messages: &[Value]) -> Output {
+        let mut command = Command::new(&self.program);
+        command.args(["-plaintext", "-max-time", "3", "-emit-defaults", "-d", "@", &self.address, method]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("grpcurl starts");
+        let text: String = messages.iter().map(|message| format!("{message}\n")).collect();
+        child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("grpcurl reads");
+        child.wait_with_output().expect("grpcurl ends")
+    }
+
+    /// What was answered until the stream was over, by its own end or grpcurl's.
+    #[track_caller]
+    fn until_it_is_over(&self, method: &str, messages: &[Value]) -> Vec<Value> {
+        let output = self.say(method, messages);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || told.contains("DeadlineExceeded"), "{told}");
+        let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+        answers.collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
     #[track_caller]
     fn call(&self, method: &str, request: &Value) -> Value {
         let text = self.text(&["-emit-defaults", "-d", &request.to_string()], &[method]);
@@ -60,7 +84,9 @@ fn grpcurl_lists_and_describes_the_api() {
         assert!(services.lines().any(|line| line == name), "{name} is not listed:\n{services}");
     }
     let methods = grpcurl.text(&[], &["list", "furt.v1.RegistryService"]);
-    for name in ["Register", "Deregister", "Probe", "GetService", "ListServices", "ListRoutes", "Explain"] {
+    let names =
+        ["Register", "Deregister", "Drain", "Probe", "GetService", "ListServices", "ListRoutes", "Explain", "WatchEvents", "Session"];
+    for name in names {
         assert!(methods.lines().any(|line| line == format!("furt.v1.RegistryService.{name}")), "{name} is not listed:\n{methods}");
     }
     let described = grpcurl.text(&[], &["describe", "furt.v1.RegisterRequest"]);
@@ -103,6 +129,63 @@ fn grpcurl_registers_lists_explains_and_is_refused_in_words() {
     let gone = grpcurl.call("furt.v1.RegistryService/Deregister", &json!({"service": "sagjan", "instance": "default"}));
     assert_eq!(gone["instances"], json!(["default"]));
     furt.get("/api/comments/a").refused(404, "NOT_FOUND");
+}
+
+#[test]
+fn grpcurl_drains_probes_and_follows() {
+    let furt = World::start();
+    let Some(grpcurl) = Grpcurl::find(&furt) else { return };
+    let sagjan = Upstream::start("sagjan");
+    let registered = grpcurl.call("furt.v1.RegistryService/Register", &registration("sagjan", &sagjan.url(), COMMENTS));
+    furt.until("sagjan", "UP");
+    let one = json!({"service": "sagjan", "instance": "default", "seconds": 1});
+    let drained = grpcurl.call("furt.v1.RegistryService/Drain", &one);
+    assert_eq!((&drained["instances"], &drained["deregistered"]), (&json!(["default"]), &json!(false)), "an operator's");
+    furt.get("/api/comments/a").refused(503, "SERVICE_UNAVAILABLE");
+    let service = grpcurl.call("furt.v1.RegistryService/GetService", &json!({"service": "sagjan"}));
+    let instance = &service["service"]["instances"][0];
+    assert_eq!((&instance["drained"], &instance["status"]), (&json!(true), &json!("UP")));
+    assert_eq!((instance["uptime"].as_array().map(Vec::len), &instance["timeline"][0]["to"]), (Some(3), &json!("UP")));
+    let undrained = grpcurl.call("furt.v1.RegistryService/Drain", &json!({"service": "sagjan", "instance": "default", "undo": true}));
+    assert_eq!(undrained["instances"], json!(["default"]));
+    furt.get("/api/comments/a").status(200);
+    let probes = sagjan.probes().len();
+    let probed = grpcurl.call("furt.v1.RegistryService/Probe", &json!({"service": "sagjan"}));
+    assert_eq!(probed["instances"], json!(["default"]));
+    eventually("it is probed now", || (sagjan.probes().len() > probes).then_some(()));
+
+    // Streams that do not end by themselves, ended by grpcurl: what came until then is whole.
+    let events = grpcurl.until_it_is_over("furt.v1.RegistryService/WatchEvents", &[json!({"since": "0", "service": "sagjan"})]);
+    let kinds: Vec<_> = events.iter().filter_map(|event| event["event"]["kind"].as_str()).collect();
+    assert_eq!(kinds, ["REGISTERED", "TRANSITION", "DRAINED", "UNDRAINED"]);
+    let snapshots = grpcurl.until_it_is_over("furt.v1.SnapshotService/Watch", &[json!({})]);
+    assert_eq!((&snapshots[0]["whole"], &snapshots[0]["services"][0]["name"]), (&json!(true), &json!("sagjan")));
+    let health = grpcurl.until_it_is_over("grpc.health.v1.Health/Watch", &[json!({})]);
+    assert_eq!(health, [json!({"status": "SERVING"})]);
+
+    let farewell = json!({"service": "sagjan", "instance": "default", "registration_id": registered["registrationId"]});
+    assert_eq!(grpcurl.call("furt.v1.RegistryService/Drain", &farewell)["deregistered"], true);
+    furt.get("/api/comments/a").refused(404, "NOT_FOUND");
+}
+
+#[test]
+fn grpcurl_holds_a_session() {
+    let furt = World::start();
+    let Some(grpcurl) = Grpcurl::find(&furt) else { return };
+    let sagjan = Upstream::start("sagjan");
+    let body = registration("sagjan", &sagjan.url(), COMMENTS);
+    let said = [json!({"register": body}), json!({"keep_alive": {}}), json!({"farewell": {"seconds": 1}})];
+    let answers = grpcurl.until_it_is_over("furt.v1.RegistryService/Session", &said);
+    assert_eq!(answers[0]["registered"]["service"], "sagjan");
+    let states = &answers[1..answers.len() - 1];
+    assert!(!states.is_empty() && states.iter().all(|answer| answer["state"]["status"].is_string()), "{answers:?}");
+    let drained = &answers[answers.len() - 1]["drained"];
+    assert_eq!((&drained["instances"], &drained["deregistered"]), (&json!(["default"]), &json!(true)));
+    furt.get("/api/comments/a").refused(404, "NOT_FOUND");
+
+    let output = grpcurl.say("furt.v1.RegistryService/Session", &said[1..]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("InvalidArgument") && told.contains("register"), "{told}");
 }
 
 #[test]
