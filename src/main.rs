@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 /// `furt run`: until SIGTERM or SIGINT, then what is in flight is finished.
 fn run(named: Option<&Path>) -> Result<(), Failure> {
     let config = config::load(named)?;
-    cli::logging::install(config.log);
+    let relog = cli::logging::install(config.log);
     if let Some(file) = config::find(named) {
         info!(version = env!("CARGO_PKG_VERSION"), file = %file.display(), "configuration read");
     }
@@ -44,7 +44,8 @@ fn run(named: Option<&Path>) -> Result<(), Failure> {
     cli::process::raise_descriptor_limit();
     cli::process::runtime()?.block_on(async {
         let shutdown = cli::process::shutdown_on_signals()?;
-        let furt = Furt::bind(config).await?;
+        let hangups = cli::process::hangups()?;
+        let furt = Furt::bind(config).await?.reload_on(hangups, Box::new(relog));
         furt.run(shutdown).await?;
         Ok(())
     })

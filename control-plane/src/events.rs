@@ -186,6 +186,11 @@ impl Events {
         self.shared.newest.send_modify(|newest| newest.sequence = sequence);
     }
 
+    /// The cursor of the newest event: from it on, only what happens from now on is told.
+    pub fn newest(&self) -> String {
+        self.shared.cursor(self.shared.newest.borrow().sequence)
+    }
+
     /// Ends every stream: for shutdown.
     pub fn close(&self) {
         self.shared.newest.send_modify(|newest| newest.closed = true);

@@ -172,9 +172,12 @@ impl Call {
             None => self.parameters.text("since"),
             Some(id) => id.to_str().map(str::to_owned).map_err(|_| Fault::new("Last-Event-ID", Code::Validation, "is no cursor"))?,
         };
-        let request = v1::WatchEventsRequest { since: seen, service: self.parameters.text("service") };
+        // Whoever asks for what comes is told from where, and can go on from there when the connection breaks.
+        let from = seen.is_empty().then(|| self.edge.registry.events().newest());
+        let since = from.clone().unwrap_or(seen);
+        let request = v1::WatchEventsRequest { since, service: self.parameters.text("service") };
         let events = self.edge.watch_events(&self.peer, &request)?;
-        Ok(unwrapped(StatusCode::OK, "text/event-stream", stream::body(events)))
+        Ok(unwrapped(StatusCode::OK, "text/event-stream", stream::body(events, from.as_deref())))
     }
 
     fn openapi(self) -> Said {

@@ -1,15 +1,17 @@
 //! `furt check`: everything that is wrong or odd in furt.conf.
 
+use std::path::Path;
+
 use furt::config::{self, Config, Finding, LoadError, Report};
 use serde_json::{Value, json};
 
-use super::{Arguments, Failure, process::say};
+use super::{Failure, fields::counted, process::say};
 
 /// Prints every finding; fails when one of them is an error.
-pub fn check(arguments: &Arguments) -> Result<(), Failure> {
+pub fn check(named: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     // Which of the places it was found in is half of the answer.
-    let file = config::find(arguments.config.as_deref()).map(|file| file.display().to_string()).unwrap_or_default();
-    let (report, config) = match config::load(arguments.config.as_deref()) {
+    let file = config::find(named).map(|file| file.display().to_string()).unwrap_or_default();
+    let (report, config) = match config::load(named) {
         Ok(config) => {
             let mut report = Report::default();
             report.warnings.clone_from(&config.warnings);
@@ -18,7 +20,7 @@ pub fn check(arguments: &Arguments) -> Result<(), Failure> {
         Err(LoadError::Faulty(report)) => (report, None),
         Err(error) => return Err(error.into()),
     };
-    if arguments.json {
+    if as_json {
         let list = |findings: &[Finding]| findings.iter().map(finding).collect::<Value>();
         say(json!({"valid": config.is_some(), "errors": list(&report.errors), "warnings": list(&report.warnings)}))?;
     } else {
@@ -31,8 +33,8 @@ pub fn check(arguments: &Arguments) -> Result<(), Failure> {
     }
     match config {
         Some(_) => Ok(()),
-        None if arguments.json => Err(Failure::told()),
-        None => Err(Failure::new(format!("{file} is not valid: {}", count(report.errors.len(), "error")))),
+        None if as_json => Err(Failure::told()),
+        None => Err(Failure::new(format!("{file} is not valid: {}", counted(report.errors.len(), "error")))),
     }
 }
 
@@ -44,14 +46,10 @@ fn summary(config: &Config) -> String {
     let (control, published) = (&config.control, &config.control.published);
     let internal = if config.enabled { format!("internal {}", control.listen) } else { "no internal listener".into() };
     let counts = [
-        count(control.grants.len(), "grant"),
-        count(published.static_routes.len(), "static route"),
-        count(published.keys.len(), "API key"),
-        count(control.tokens.len(), "token"),
+        counted(control.grants.len(), "grant"),
+        counted(published.static_routes.len(), "static route"),
+        counted(published.keys.len(), "API key"),
+        counted(control.tokens.len(), "token"),
     ];
     format!("public {}, {internal}; {}", config.data.listen, counts.join(", "))
-}
-
-fn count(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

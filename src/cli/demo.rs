@@ -12,9 +12,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use furt::{Furt, config};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -22,8 +21,9 @@ use tokio::{
 };
 
 use super::{
-    Failure, ask,
-    client::{self, send},
+    Failure,
+    client::{self, Answer, Question, send},
+    explain::explanation,
     key, logging,
     process::{self, say},
     table::shown,
@@ -40,7 +40,7 @@ pub async fn demo(once: bool) -> Result<(), Failure> {
     fs::write(&file, configuration(&place.0, &digest)?)
         .map_err(|error| Failure::new(format!("furt: cannot write {}: {error}", file.display())))?;
     let config = config::load(Some(&file))?;
-    logging::install(config.log);
+    let _ = logging::install(config.log);
     process::raise_descriptor_limit();
 
     let shutdown = process::shutdown_on_signals()?;
@@ -81,8 +81,8 @@ async fn show(public: SocketAddr, internal: SocketAddr, key: &str, once: bool) -
     }
     say("Why the second one went where it went (furt explain GET /api/comments/test-post --key-name demo):")?;
     let target = format!("/internal/explain?method=GET&path={}&key_name=demo", client::encoded("/api/comments/test-post"));
-    let answer = ask_gateway(internal, Method::GET, &target, HeaderMap::new()).await?;
-    say(format!("{}\n", indented(&ask::explanation(&answer, "/api/comments/test-post"))))?;
+    let answer = ask(internal, Question::new(Method::GET, target)).await?;
+    say(format!("{}\n", indented(&explanation(&answer, "/api/comments/test-post"))))?;
     if !once {
         let pid = service.id().map(|id| id.to_string()).unwrap_or_default();
         // As it was called here, so that the lines work as they are.
@@ -104,7 +104,7 @@ async fn start_service(internal: SocketAddr) -> Result<Child, Failure> {
     say("The sample service starts and registers itself:")?;
     say(format!("  POST http://{internal}/internal/register-service"))?;
     let mut command = Command::new(program);
-    command.args(["demo-service", "--gateway", &internal.to_string()]);
+    command.args(["demo-service", &internal.to_string()]);
     // The pipe to its standard input ends with this process, however that ends, and the service with it.
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
@@ -122,20 +122,20 @@ async fn start_service(internal: SocketAddr) -> Result<Child, Failure> {
 }
 
 async fn request(public: SocketAddr, title: &str, method: Method, target: &str, key: Option<&str>) -> Result<(), Failure> {
-    let mut headers = HeaderMap::new();
-    if let Some(key) = key.and_then(|key| HeaderValue::from_str(key).ok()) {
-        headers.insert("x-api-key", key);
-    }
     say(title)?;
     say(format!("  {method} http://{public}{target}{}", if key.is_some() { "   X-API-Key: furt_…" } else { "" }))?;
-    let answer = ask_gateway(public, method, target, headers).await?;
+    let mut question = Question::new(method, target);
+    if let Some(key) = key.and_then(|key| HeaderValue::from_str(key).ok()) {
+        question.headers.insert("x-api-key", key);
+    }
+    let answer = ask(public, question).await?;
     say(format!("  {}", answer.status))?;
     say(format!("  {}\n", shown(&String::from_utf8_lossy(&answer.body))))?;
     Ok(())
 }
 
-async fn ask_gateway(address: SocketAddr, method: Method, target: &str, headers: HeaderMap) -> Result<client::Answer, Failure> {
-    send(&address.to_string(), method, target, headers, Bytes::new()).await.map_err(|error| Failure::new(format!("furt: {error}")))
+async fn ask(address: SocketAddr, question: Question) -> Result<Answer, Failure> {
+    send(&address.to_string(), question).await.map_err(|error| Failure::new(format!("furt: {error}")))
 }
 
 fn indented(text: &str) -> String {

@@ -1,26 +1,47 @@
 //! `furt key new`: a fresh API key, shown once, and what furt.conf keeps of it.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
+use furt::config;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Failure, process::say};
 
-/// Prints a key and the lines to paste.
-pub fn new(name: &str, as_json: bool) -> Result<(), Failure> {
-    if name.is_empty() || name.contains('"') || !name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
-        return Err(Failure::new("furt: a caller's name must be visible ASCII without quotes, e.g. furt key new website"));
-    }
+/// Prints a key and the lines to paste; those of a rotation when furt.conf knows the caller already.
+pub fn new(config: Option<&Path>, name: &str, as_json: bool) -> Result<(), Failure> {
     let (key, digest) = random()?;
     if as_json {
-        say(json!({"name": name, "key": key, "key_sha256": digest}))?;
-        return Ok(());
+        return say(json!({"name": name, "key": key, "key_sha256": digest}));
     }
     say(format!("The key, shown this once; the caller sends it as X-API-Key:\n\n    {key}\n"))?;
-    say("For furt.conf, which needs no more than its digest:\n")?;
-    say(format!("[api_key \"{name}\"]\nkey_sha256 = {digest}\npermissions = ; e.g. comments:read, comments:write"))?;
-    Ok(())
+    match known(config, name) {
+        old if old.is_empty() => say(first(name, &digest)),
+        old => say(rotation(name, &digest, &old)),
+    }
+}
+
+fn first(name: &str, digest: &str) -> String {
+    format!(
+        "For furt.conf, which needs no more than its digest:\n\n[api_key \"{name}\"]\nkey_sha256 = {digest}\n\
+         permissions = ; e.g. comments:read, comments:write\n\nThen `furt check`, and `furt reload` if furt is running."
+    )
+}
+
+fn rotation(name: &str, digest: &str, old: &[String]) -> String {
+    // Two are enough: with more at a time nobody knows which are still in use.
+    let kept = old.first().map(String::as_str).unwrap_or_default();
+    format!(
+        "furt.conf has a key of {name} already. With both, the old one works until it is taken out:\n\nkey_sha256 = {digest}, {kept}\n\n\
+         Then `furt reload`; when the caller sends the new key, take the old digest out and reload again."
+    )
+}
+
+/// The digests of a caller that furt.conf has; none when there is no furt.conf that can be read.
+fn known(config: Option<&Path>, name: &str) -> Vec<String> {
+    let Ok(config) = config::load(config) else { return Vec::new() };
+    let keys = config.control.published.keys.iter().filter(|key| key.name == name);
+    keys.flat_map(|key| &key.digests).map(|digest| hex(digest)).collect()
 }
 
 /// A key of 256 random bits from the system, and its SHA-256 in hex. The prefix lets scanners for leaked
@@ -52,5 +73,18 @@ mod tests {
         let text = format!("[api_key \"a\"]\nkey_sha256 = {digest}\n[api_key \"{one}\"]\nname = b\n");
         let report = furt::config::parse_here(&text, "f").unwrap_err();
         assert!(report.to_string().contains("expected a key of its own"), "{report}");
+    }
+
+    #[test]
+    fn the_lines_are_what_furt_conf_takes() {
+        let digests = ["ab".repeat(32), "cd".repeat(32)];
+        let lines = |text: String| {
+            text.lines().filter(|line| line.starts_with('[') || line.contains(" = ")).map(|line| format!("{line}\n")).collect::<String>()
+        };
+        let config = config::parse_here(&lines(first("website", &digests[0])), "f").unwrap();
+        assert_eq!(config.control.published.keys[0].name, "website");
+        let rotated = format!("[api_key \"website\"]\n{}", lines(rotation("website", &digests[1], &digests[..1])));
+        let config = config::parse_here(&rotated, "f").unwrap();
+        assert_eq!(config.control.published.keys[0].digests.len(), 2);
     }
 }

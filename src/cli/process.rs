@@ -8,7 +8,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -57,6 +57,11 @@ pub fn shutdown_on_signals() -> Result<CancellationToken, Failure> {
         std::process::exit(1);
     });
     Ok(shutdown)
+}
+
+/// SIGHUP, which then no longer ends the process.
+pub fn hangups() -> Result<Signal, Failure> {
+    signal(SignalKind::hangup()).map_err(failed)
 }
 
 /// Raises the soft limit of open files to the hard one: a gateway holds many connections, and the soft

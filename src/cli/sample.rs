@@ -22,7 +22,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Failure, client::send, process::say};
+use super::{
+    Failure,
+    client::{Question, send},
+    process::say,
+};
 
 /// Between two attempts to register while furt does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -114,8 +118,8 @@ fn seen(request: &Request<Incoming>) -> Value {
 async fn stay_registered(gateway: &str, address: SocketAddr, furt: &KnownFurt) {
     let body = registration(address);
     loop {
-        let sent = send(gateway, Method::POST, "/internal/register-service", HeaderMap::new(), body.clone().into()).await;
-        let pause = match sent {
+        let question = Question::new(Method::POST, "/internal/register-service").body(body.clone());
+        let pause = match send(gateway, question).await {
             Ok(answer) => {
                 // Whether somebody reads it is no concern of a service.
                 let _ = say(String::from_utf8_lossy(&answer.body));

@@ -13,14 +13,17 @@ mod wire;
 mod world;
 
 mod acceptance;
+mod cli;
 mod demo;
 mod durability;
 mod events;
 mod examples;
+mod explain;
 mod grpc;
 mod health;
 mod proxy;
 mod registration;
+mod reload;
 mod restart;
 mod session;
 mod smuggling;

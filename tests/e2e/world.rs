@@ -330,13 +330,6 @@ impl World {
             work(RegistryServiceClient::new(channel)).await
         })
     }
-
-    /// Runs a command of furt against it.
-    pub fn command(&self, arguments: &[&str]) -> std::process::Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_furt"));
-        command.args(arguments).current_dir(&self.dir).env_clear().stdin(Stdio::null());
-        command.output().expect("furt runs")
-    }
 }
 
 impl Drop for World {

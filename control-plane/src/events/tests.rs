@@ -31,6 +31,7 @@ fn a_watcher_is_told_from_now_on_or_all_or_what_is_newer_than_its_cursor() {
     let (mut from_now, mut all) = (watch(&events, "", ""), watch(&events, "0", ""));
     let (mut newer, mut newest) = (watch(&events, "e.1", ""), watch(&events, "e.2", ""));
     let mut begin = watch(&events, "e.0", "");
+    assert_eq!((events.newest(), Events::new("e", 1).newest()), ("e.2".to_owned(), "e.0".to_owned()));
     push(&events, "a", 3);
     assert_eq!(now(&mut from_now), ["3"]);
     assert_eq!(now(&mut all), ["1", "2", "3"]);

@@ -21,18 +21,20 @@ pub const QUIET: Duration = Duration::from_secs(15);
 
 type Told = Pin<Box<dyn Stream<Item = Result<v1::Event, Refusal>> + Send>>;
 
-/// The body: an event each as it comes; it ends with them, and with a comment that says why.
-pub fn body(events: Told) -> Body {
-    let pieces = stream::unfold(Some(events), |events| async move {
-        let mut events = events?;
-        Some(match timeout(QUIET, events.next()).await {
-            Err(_) => (Bytes::from_static(b": nothing new\n\n"), Some(events)),
-            Ok(Some(Ok(event))) => (message(&event).into(), Some(events)),
+/// The body: an event each as it comes; it ends with them, and with a comment that says why. `from` is the cursor it
+/// begins after, for one who has none yet. The first comment comes as soon as all that is kept has been told.
+pub fn body(events: Told, from: Option<&str>) -> Body {
+    let begin = from.map(|cursor| Bytes::from(format!("id: {}\n\n", line(cursor))));
+    let pieces = stream::unfold(Some((events, Duration::ZERO)), |state| async move {
+        let (mut events, quiet) = state?;
+        Some(match timeout(quiet, events.next()).await {
+            Err(_) => (Bytes::from_static(b": nothing new\n\n"), Some((events, QUIET))),
+            Ok(Some(Ok(event))) => (message(&event).into(), Some((events, quiet))),
             Ok(Some(Err(refusal))) => (comment(&refusal.message()).into(), None),
             Ok(None) => return None,
         })
     });
-    Body::from_stream(pieces.map(Ok::<_, Infallible>))
+    Body::from_stream(stream::iter(begin).chain(pieces).map(Ok::<_, Infallible>))
 }
 
 /// One event. The JSON of it is one line, as `data` has to be.
@@ -66,7 +68,7 @@ mod tests {
         let odd = event("e.1", "two\nlines\r\n\r\ndata: {}");
         let refusal = Refusal::one(Code::Unavailable, "over\nand out");
         let told = stream::iter([Ok(odd), Ok(event("e.2\nevent: FORGED", "")), Err(refusal), Ok(event("e.3", "never told"))]);
-        let text = body(told.boxed()).collect().await.unwrap().to_bytes();
+        let text = body(told.boxed(), None).collect().await.unwrap().to_bytes();
         let text = std::str::from_utf8(&text).unwrap();
         let blocks: Vec<Vec<&str>> = text.split_terminator("\n\n").map(|block| block.lines().collect()).collect();
         assert_eq!(blocks.len(), 3, "{text}");
@@ -78,10 +80,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_broken_every_fifteen_seconds() {
-        let mut body = body(stream::pending().boxed());
+    async fn the_end_of_what_is_kept_is_told_and_silence_is_broken_every_fifteen_seconds() {
+        let kept = stream::iter([Ok(event("e.8", ""))]).chain(stream::pending());
+        let mut body = body(kept.boxed(), Some("e.7"));
+        let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(&piece[..], b"id: e.7\n\n");
+        let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(piece.starts_with(b"id: e.8\nevent: "));
         let began = Instant::now();
-        for count in 1..=3 {
+        for count in 0..3 {
             let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
             assert_eq!((&piece[..], began.elapsed().as_secs()), (&b": nothing new\n\n"[..], 15 * count));
         }

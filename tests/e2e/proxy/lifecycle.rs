@@ -6,12 +6,12 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     client::{Client, Request},
     upstream::{Reply, Upstream},
-    world::{Conf, WEBSITE_KEY, eventually, registration},
+    world::{Conf, WEBSITE_KEY, eventually},
 };
 
 #[test]
@@ -76,42 +76,6 @@ fn without_the_gateway_there_are_static_routes_only() {
     let health = furt.send(&Request::get("/health")).json();
     assert_eq!((&health["status"], &health["services"]), (&"healthy".into(), &json!({})));
     assert_eq!(furt.internal.port(), 0, "no internal listener was named");
-}
-
-#[test]
-fn the_commands_talk_to_a_running_furt() {
-    let furt = Conf::new().start();
-    let upstream = Upstream::start("sagjan");
-    let gateway = furt.internal.to_string();
-    let file = furt.dir.join("sagjan.json");
-    let body = registration("sagjan", &upstream.url(), &["GET /api/comments/* comments:read"]);
-    fs::write(&file, body.to_string()).expect("written");
-    let file = file.to_str().expect("a path").to_owned();
-    let run = |arguments: &[&str]| {
-        let output = furt.command(&[arguments, &["--gateway", &gateway]].concat());
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        (output.status.code(), text)
-    };
-    let (code, text) = run(&["register", &file, "--dry-run"]);
-    assert_eq!(code, Some(0), "{text}");
-    furt.get("/api/comments/a").refused(404, "NOT_FOUND");
-    let (code, text) = run(&["register", &file]);
-    assert!(code == Some(0) && text.contains("sagjan"), "{text}");
-    furt.get("/api/comments/a").status(200);
-    furt.until("sagjan", "UP");
-    for arguments in
-        [&["services"][..], &["services", "sagjan"], &["routes"], &["explain", "GET", "/api/comments/a", "--key-name", "Reader"]]
-    {
-        let (code, text) = run(arguments);
-        assert!(code == Some(0) && text.contains("sagjan"), "{arguments:?}: {text}");
-        let (code, text) = run(&[arguments, &["--json"]].concat());
-        assert_eq!(code, Some(0), "{arguments:?}: {text}");
-        assert!(serde_json::from_str::<Value>(&text).is_ok_and(|value| value.to_string().contains("sagjan")), "{arguments:?}: {text}");
-    }
-    let (code, text) = run(&["services", "nobody"]);
-    assert_eq!(code, Some(1), "{text}");
-    let (code, text) = run(&["no-such-command"]);
-    assert_eq!(code, Some(2), "{text}");
 }
 
 #[test]
