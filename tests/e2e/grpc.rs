@@ -3,6 +3,7 @@
 //! Its path comes from `FURT_GRPCURL`; without it these tests say that they were skipped.
 
 mod docs;
+mod python;
 
 use std::{
     io::Write,
