@@ -91,7 +91,7 @@ async fn show(public: SocketAddr, internal: SocketAddr, key: &str, once: bool) -
         say(format!("  curl -i -H 'X-API-Key: {key}' http://{public}/api/comments/hello"))?;
         say(format!("  curl http://{public}/health"))?;
         say(format!("  {furt} services --gateway {internal}"))?;
-        say(format!("  {furt} routes --gateway {internal}"))?;
+        say(format!("  {furt} events --since 0 --gateway {internal}"))?;
         say(format!("  kill {pid}    # the sample service; three missed pings later its requests get 503"))?;
     }
     Ok(service)

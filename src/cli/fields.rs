@@ -29,7 +29,7 @@ pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => shown(text),
-        other => other.to_string(),
+        other => shown(&other.to_string()),
     }
 }
 

@@ -81,13 +81,12 @@ fn next_step(asked: &Asked, answer: &Answer, error: &str, address: &str, service
 /// The name that was probably meant.
 fn nearest(service: &str, instance: Option<&str>, services: &Value) -> String {
     let services = list(services.get("data").unwrap_or(&Value::Null), "services");
-    let known = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
-    if let Some(found) = services.iter().find(|found| known(found, "service").as_deref() == Some(service)) {
+    if let Some(found) = services.iter().find(|found| text(found, "service") == service) {
         let ids: Vec<String> = list(found, "instances").iter().map(|instance| text(instance, "id")).collect();
         let near = hint(instance.unwrap_or_default(), ids.iter().map(String::as_str));
         return format!("instances of {}: {}{near}", shown(service), ids.join(", "));
     }
-    let names: Vec<String> = services.iter().filter_map(|found| known(found, "service")).collect();
+    let names: Vec<String> = services.iter().map(|found| text(found, "service")).collect();
     match hint(service, names.iter().map(String::as_str)) {
         near if near.is_empty() => "`furt services` shows what is registered".into(),
         near => near.trim().trim_matches(['(', ')']).to_owned(),

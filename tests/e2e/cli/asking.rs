@@ -13,7 +13,11 @@ use crate::{
 
 /// A furt where sagjan's `default` is UP.
 fn with_sagjan() -> (World, Upstream) {
-    let (furt, upstream) = (Conf::new().quick().start(), Upstream::start("sagjan"));
+    with_sagjan_by(Conf::new())
+}
+
+fn with_sagjan_by(conf: Conf) -> (World, Upstream) {
+    let (furt, upstream) = (conf.start(), Upstream::start("sagjan"));
     let body = registration("sagjan", &upstream.url(), &["GET /api/comments/* comments:read", "POST /api/comments/* comments:write"]);
     fs::write(furt.dir.join("sagjan.json"), body.to_string()).expect("written");
     ask(&furt, "register sagjan.json").done();
@@ -144,7 +148,7 @@ fn a_probe_asked_for_is_made_at_once() {
 
 #[test]
 fn what_is_down_is_shown_with_its_reason() {
-    let (furt, upstream) = with_sagjan();
+    let (furt, upstream) = with_sagjan_by(Conf::new().quick());
     upstream.set_health(Health::Status(500));
     furt.until("sagjan", "DOWN");
     has(&ask(&furt, "services").done(), &["DOWN", "500"]);
@@ -153,7 +157,7 @@ fn what_is_down_is_shown_with_its_reason() {
 
 #[test]
 fn one_service_is_shown_with_its_uptime_and_the_causes_of_its_changes() {
-    let (furt, upstream) = with_sagjan();
+    let (furt, upstream) = with_sagjan_by(Conf::new().quick());
     upstream.set_health(Health::Status(500));
     furt.until("sagjan", "DOWN");
     upstream.set_health(Health::Status(200));
