@@ -88,7 +88,7 @@ pub fn explained(answer: &v1::ExplainResponse) -> Value {
         "outcome": answer.outcome.as_ref().map(|outcome| json!({"status": outcome.status, "code": outcome.code})),
         "route": answer.route.as_ref().map(winner),
         "candidates": list(&answer.candidates, candidate),
-        "key": answer.key.as_ref().map(|key| json!({"name": key.name, "allowed": key.allowed, "reason": key.reason})),
+        "key": answer.key.as_ref().map(key_verdict),
         "instances": list(&answer.instances, instance_verdict),
         "snapshot": answer.snapshot.as_ref().map(|id| json!({"epoch": id.epoch, "version": id.version})),
     })
@@ -187,6 +187,14 @@ fn candidate(candidate: &v1::explain_response::Candidate) -> Value {
     })
 }
 
+fn key_verdict(key: &v1::explain_response::KeyVerdict) -> Value {
+    json!({"name": key.name, "allowed": key.allowed, "reason": key.reason, "rate": key.rate.as_ref().map(rate)})
+}
+
+fn rate(rate: &v1::explain_response::RateState) -> Value {
+    json!({"limit": rate.limit, "remaining": rate.remaining, "retry_after_seconds": rate.retry_after_seconds})
+}
+
 fn instance_verdict(verdict: &v1::explain_response::InstanceVerdict) -> Value {
     json!({"id": verdict.id, "url": verdict.url, "status": verdict.status, "eligible": verdict.eligible, "reason": verdict.reason})
 }
@@ -243,6 +251,7 @@ mod tests {
         check("ExplainResponse.Outcome", &answer["outcome"]);
         check("ExplainResponse.Winner", &answer["route"]);
         check("ExplainResponse.KeyVerdict", &answer["key"]);
+        check("ExplainResponse.RateState", &rate(&explain::RateState::default()));
         check("ExplainResponse.SnapshotId", &answer["snapshot"]);
         assert_eq!(explained(&v1::ExplainResponse::default())["route"], Value::Null);
     }

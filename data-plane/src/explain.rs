@@ -3,16 +3,19 @@
 //! Here: the steps of the gateway in its order, and the words for each. Not here: any decision of
 //! its own.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
-use furt_proto::{path::canonical, v1};
-use http::HeaderValue;
-use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, SnapshotId, Winner};
+use furt_proto::{
+    path::{PathFault, canonical},
+    v1,
+};
+use http::{HeaderValue, Method, uri::PathAndQuery};
+use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, RateState, SnapshotId, Winner};
 
 use crate::{
     auth::{self, Denied, Keys, Presented},
     balance::{self, Tier},
-    framing::host_name,
+    framing::{check_host, check_length, check_method, host_name},
     local::{Local, local},
     respond::ProxyError,
     table::{Access, Lookup, Route},
@@ -22,15 +25,25 @@ use crate::{
 /// Most candidates that are told.
 const MAX_CANDIDATES: usize = 100;
 
-/// Thinks a request through without sending it. `now`: nanoseconds of the data plane's clock, as for
-/// `balance::tier`; `now_unix`: seconds since 1970.
+/// Thinks a request through without sending it; nothing counts as a request. `now`: nanoseconds of the data plane's
+/// clock, as for `balance::tier`; `now_unix`: seconds since 1970.
 ///
 /// A key that is bound to addresses is taken to come from one of them; the words say so.
 pub fn explain(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64) -> v1::ExplainResponse {
     let mut answer =
         v1::ExplainResponse { snapshot: Some(SnapshotId { epoch: view.epoch.to_string(), version: view.version }), ..Default::default() };
-    answer.outcome = Some(decide(view, request, now, now_unix, &mut answer));
+    let now = Now { mono: now, unix: now_unix };
+    answer.outcome = Some(decide(view, request, now, &mut answer));
     answer
+}
+
+/// The two clocks.
+#[derive(Clone, Copy)]
+struct Now {
+    /// Nanoseconds of the data plane's clock.
+    mono: u64,
+    /// Seconds since 1970.
+    unix: i64,
 }
 
 fn outcome(status: u32, code: &str) -> Outcome {
@@ -43,19 +56,15 @@ fn refused(error: &ProxyError) -> Outcome {
 }
 
 /// The steps of a request, in the gateway's order; what each says goes into `answer`.
-fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, answer: &mut v1::ExplainResponse) -> Outcome {
-    let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
-    let path = match canonical(path) {
-        Ok(path) => path,
-        Err(fault) => return refused(&ProxyError::Path(fault)),
+fn decide(view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::ExplainResponse) -> Outcome {
+    let (host, path) = match head(request) {
+        Ok(head) => head,
+        Err(error) => return refused(&error),
     };
     answer.canonical_path = path.to_string();
-    let presented = if request.key_name.is_empty() { Presented::Nothing } else { Presented::Named(&request.key_name) };
     if let Some(local) = local(&path) {
-        return own(view, local, request, presented, now_unix, answer);
+        return own(view, local, request, now, answer);
     }
-    // No header can carry it: as if none were sent.
-    let host = HeaderValue::from_str(&request.host).unwrap_or(HeaderValue::from_static(""));
     let host = host_name(&host);
     let found = view.table.find(&host, &request.method, &path);
     answer.candidates = candidates(view, request, &host, &path, &found);
@@ -68,9 +77,9 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, an
     };
     answer.route = Some(winner(route));
     // They are told whatever the key may do: who asks may be after them alone.
-    answer.instances = view.service(route.slot).map(|service| instances(service, route, now)).unwrap_or_default();
-    if let Err(denied) = key(&route.access, view, request, presented, now_unix, answer) {
-        return refused(&ProxyError::Denied(denied));
+    answer.instances = view.service(route.slot).map(|service| instances(service, route, now.mono)).unwrap_or_default();
+    if let Err(error) = key(&route.access, view, request, now, answer) {
+        return refused(&error);
     }
     match answer.instances.iter().any(|instance| instance.eligible) {
         true => outcome(0, "FORWARD"),
@@ -78,37 +87,44 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: u64, now_unix: i64, an
     }
 }
 
+/// Host and canonical path of a request that a client can send and furt takes.
+fn head(request: &v1::ExplainRequest) -> Result<(HeaderValue, Cow<'_, str>), ProxyError> {
+    if request.path.contains('#') {
+        return Err(ProxyError::Path(PathFault::Fragment));
+    }
+    check_length(&request.path)?;
+    // Without a host the request is one for any host.
+    let host = HeaderValue::from_str(&request.host).map_err(|_| ProxyError::Malformed("the Host is malformed"))?;
+    if !host.is_empty() {
+        check_host(host.as_bytes())?;
+    }
+    let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| ProxyError::Malformed("the method is malformed"))?;
+    check_method(&method)?;
+    let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
+    let path = canonical(path).map_err(ProxyError::Path)?;
+    // The query goes through unchanged, so far as a target can have it at all.
+    PathAndQuery::try_from(&*request.path).map_err(|_| ProxyError::Malformed("the request target is malformed"))?;
+    Ok((host, path))
+}
+
 /// What furt answers itself.
-fn own(
-    view: &View,
-    local: Local,
-    request: &v1::ExplainRequest,
-    presented: Presented<'_>,
-    now_unix: i64,
-    answer: &mut v1::ExplainResponse,
-) -> Outcome {
+fn own(view: &View, local: Local, request: &v1::ExplainRequest, now: Now, answer: &mut v1::ExplainResponse) -> Outcome {
     match local {
         Local::Internal | Local::Reserved => refused(&ProxyError::NotFound),
         _ if !matches!(&*request.method, "GET" | "HEAD") => refused(&ProxyError::MethodNotAllowed("GET, HEAD".into())),
         Local::Ready if !view.is_ready() => outcome(503, "LOCAL"),
         Local::Health | Local::Live | Local::Ready => outcome(200, "LOCAL"),
-        Local::AuthStatus => match key(&Access::AnyKey, view, request, presented, now_unix, answer) {
+        Local::AuthStatus => match key(&Access::AnyKey, view, request, now, answer) {
             Ok(()) => outcome(200, "LOCAL"),
-            Err(denied) => refused(&ProxyError::Denied(denied)),
+            Err(error) => refused(&error),
         },
     }
 }
 
-/// The verdict on the key.
-fn key(
-    access: &Access,
-    view: &View,
-    request: &v1::ExplainRequest,
-    presented: Presented<'_>,
-    now_unix: i64,
-    answer: &mut v1::ExplainResponse,
-) -> Result<(), Denied> {
-    let verdict = auth::admit(access, &view.keys, presented, welcome_address(&view.keys, &request.key_name), now_unix);
+/// The verdict on the key, and on its rate.
+fn key(access: &Access, view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::ExplainResponse) -> Result<(), ProxyError> {
+    let presented = if request.key_name.is_empty() { Presented::Nothing } else { Presented::Named(&request.key_name) };
+    let verdict = auth::admit(access, &view.keys, presented, welcome_address(&view.keys, &request.key_name), now.unix);
     let networks = view.keys.by_name(&request.key_name).map(|caller| caller.allowed_ips.to_string()).filter(|text| !text.is_empty());
     let from = networks.map(|networks| format!(", from {networks} only")).unwrap_or_default();
     let reason = match (&verdict, access) {
@@ -126,8 +142,19 @@ fn key(
         (Err(Denied::Unusable), Access::Unusable(reason)) => format!("the route is not understood: {reason}"),
         (Err(Denied::Unusable), _) => "the key is not understood".into(),
     };
-    answer.key = Some(KeyVerdict { name: request.key_name.clone(), allowed: verdict.is_ok(), reason });
-    verdict.map(drop)
+    let limiter = verdict.as_ref().ok().and_then(|caller| caller.as_ref()?.limiter.as_ref());
+    let rate = limiter.map(|limiter| (limiter.rate().to_string(), limiter.peek(now.mono)));
+    let state = rate.as_ref().map(|(limit, verdict)| RateState {
+        limit: limit.clone(),
+        remaining: verdict.remaining,
+        retry_after_seconds: u32::try_from(verdict.retry_after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
+    });
+    let exhausted = rate.map(|(_, verdict)| verdict).filter(|verdict| !verdict.allowed);
+    let reason = if exhausted.is_some() { format!("{reason}; its rate is used up") } else { reason };
+    let allowed = verdict.is_ok() && exhausted.is_none();
+    answer.key = Some(KeyVerdict { name: request.key_name.clone(), allowed, reason, rate: state });
+    verdict.map_err(ProxyError::Denied)?;
+    exhausted.map_or(Ok(()), |verdict| Err(ProxyError::RateLimited(verdict.retry_after)))
 }
 
 /// An address that the key may be used from.
@@ -242,6 +269,7 @@ fn instances(service: &Service, route: &Route, now: u64) -> Vec<InstanceVerdict>
             Ok(tier) if Some(*tier) != best => "only when no better instance can serve",
             Ok(Tier::Up) if service.is_static => "a static route is not probed",
             Ok(Tier::Up) => "up",
+            Ok(Tier::Doubtful) if instance.suspect => "suspect, but no better instance can serve",
             Ok(Tier::Doubtful) => "not known to be up, but no instance is",
             Ok(Tier::Aside) => "a connect failed lately, but no better instance can serve",
         };
@@ -307,6 +335,11 @@ mod tests {
         check("HEAD", "/api/comments/a", "site", "0 FORWARD");
         check("GET", "/api/../a", "site", "400 MALFORMED_REQUEST");
         check("GET", "api", "site", "400 MALFORMED_REQUEST");
+        check("GET", "/api/comments/a?x#y", "site", "400 MALFORMED_REQUEST");
+        check("GET", "/api/comments/a?x y", "site", "400 MALFORMED_REQUEST");
+        check("CONNECT", "/api/comments/a", "site", "400 MALFORMED_REQUEST");
+        check("GE T", "/api/comments/a", "site", "400 MALFORMED_REQUEST");
+        check("GET", &format!("/{}", "a".repeat(8 * 1024)), "site", "414 URI_TOO_LONG");
         check("PUT", "/api/comments/a", "site", "405 METHOD_NOT_ALLOWED");
         check("PUT", "/v2", "site", "405 METHOD_NOT_ALLOWED");
         check("GET", "/", "site", "404 NOT_FOUND");
@@ -326,9 +359,32 @@ mod tests {
         check("GET", "/internal/services", "site", "404 NOT_FOUND");
         check("GET", "/auth", "site", "404 NOT_FOUND");
         check("POST", "/health", "site", "405 METHOD_NOT_ALLOWED");
+        assert_eq!(said(&ask(&view, "GET", "/anything", "a/b", "")), "400 MALFORMED_REQUEST");
         let early = empty();
         assert_eq!(said(&ask(&early, "GET", "/a", "", "")), "503 SERVICE_UNAVAILABLE");
         assert_eq!(said(&ask(&early, "GET", "/health/ready", "", "")), "503 LOCAL");
+    }
+
+    #[test]
+    fn a_rate_that_is_used_up_is_told_and_asking_uses_none_of_it() {
+        let mut model = Model::new("e");
+        model.service("a", &["GET /a", "GET /open public"]);
+        model.keys(vec![v1::Key { rate_limit: "2/min".into(), ..key("site", "*") }]);
+        let view = apply(&empty(), model.whole()).unwrap();
+        let asked = |path: &str| {
+            let answer = ask(&view, "GET", path, "", "site");
+            let rate = answer.key.clone().unwrap().rate.unwrap();
+            (said(&answer), rate.remaining, rate.retry_after_seconds)
+        };
+        for _ in 0..3 {
+            assert_eq!(asked("/a"), ("0 FORWARD".into(), 2, 0));
+        }
+        let limiter = view.keys.by_name("site").unwrap().limiter.clone().unwrap();
+        assert!(limiter.check(0).allowed && limiter.check(0).allowed);
+        assert_eq!(asked("/a"), ("429 RATE_LIMIT_EXCEEDED".into(), 0, 30));
+        assert_eq!(asked("/open"), ("429 RATE_LIMIT_EXCEEDED".into(), 0, 30));
+        let told = ask(&view, "GET", "/a", "", "site").key.unwrap();
+        assert_eq!((told.allowed, &*told.reason), (false, "any valid key will do; its rate is used up"));
     }
 
     #[test]

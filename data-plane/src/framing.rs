@@ -13,6 +13,14 @@ use http::{
 
 use crate::{headers::X_API_KEY, respond::ProxyError};
 
+/// Longest request target, in bytes.
+const MAX_TARGET: usize = 8 * 1024;
+
+/// Whether a request target, path and query, is short enough.
+pub fn check_length(target: &str) -> Result<(), ProxyError> {
+    if target.len() > MAX_TARGET { Err(ProxyError::UriTooLong) } else { Ok(()) }
+}
+
 /// The `Host` of the request: one, well-formed, or the authority of an absolute or HTTP/2 target,
 /// which stands above it (RFC 9112 §3.2.2, RFC 9113 §8.3.1).
 pub fn checked_host(head: &Parts) -> Result<HeaderValue, ProxyError> {
@@ -37,7 +45,18 @@ pub fn checked_host(head: &Parts) -> Result<HeaderValue, ProxyError> {
         None => return Err(ProxyError::Malformed("a request must have a Host")),
         Some(host) => host,
     };
-    if well_formed(host.as_bytes()) { Ok(host) } else { Err(ProxyError::Malformed("the Host is malformed")) }
+    check_host(host.as_bytes())?;
+    Ok(host)
+}
+
+/// Whether a `Host` is well-formed: a name or an address, and a port or none.
+pub fn check_host(host: &[u8]) -> Result<(), ProxyError> {
+    if well_formed(host) { Ok(()) } else { Err(ProxyError::Malformed("the Host is malformed")) }
+}
+
+/// Methods that no route can have.
+pub fn check_method(method: &Method) -> Result<(), ProxyError> {
+    if method == Method::CONNECT { Err(ProxyError::Malformed("CONNECT is not served here")) } else { Ok(()) }
 }
 
 fn well_formed(host: &[u8]) -> bool {
@@ -66,9 +85,7 @@ pub fn host_name(host: &HeaderValue) -> Cow<'_, str> {
 
 /// What hyper lets pass and a service behind furt could read in two ways.
 pub fn check_framing(head: &Parts) -> Result<(), ProxyError> {
-    if head.method == Method::CONNECT {
-        return Err(ProxyError::Malformed("CONNECT is not served here"));
-    }
+    check_method(&head.method)?;
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {

@@ -25,7 +25,7 @@ use crate::{
     cors,
     exchange::Exchange,
     forward::{Answered, Forward},
-    framing::{check_framing, checked_host, host_name},
+    framing::{check_framing, check_length, checked_host, host_name},
     headers::{self, X_API_KEY},
     health,
     local::{Local, local},
@@ -35,8 +35,6 @@ use crate::{
     worker::{Connection, tell_internal},
 };
 
-/// Longest request target, in bytes.
-const MAX_TARGET: usize = 8 * 1024;
 const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -76,7 +74,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     connection.watch.begin(phase, started, nanos(view.config.body_idle_timeout));
     let mut client = connection.peer;
     let mut request_id = None;
-    let trusted = view.config.trusted_proxies.contains(client);
+    let trusted = connection.trusted_by(&view);
     if trusted {
         client = headers::client_address(&head.headers, client, &view.config.trusted_proxies);
         request_id = headers::trusted_request_id(&head.headers).cloned();
@@ -116,8 +114,8 @@ async fn handle(
     if connection.watch.saw_fragment() {
         return Err(ProxyError::Path(PathFault::Fragment));
     }
-    if head.uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {
-        return Err(ProxyError::UriTooLong);
+    if let Some(target) = head.uri.path_and_query() {
+        check_length(target.as_str())?;
     }
     let host = checked_host(head)?;
     check_framing(head)?;

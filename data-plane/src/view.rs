@@ -151,6 +151,8 @@ pub struct View {
     pub notes: Arc<[String]>,
     /// What furt.conf says of requests.
     pub config: Arc<Config>,
+    /// How many configurations there have been before this one.
+    pub reloads: u32,
     /// `ip_rate_limit`; the same limiters for as long as the rate stays.
     pub address_limits: Option<Arc<AddressLimits>>,
     compiled: Compiled,
@@ -176,6 +178,7 @@ impl View {
             notes: Arc::default(),
             address_limits: config.ip_rate_limit.map(AddressLimits::new).map(Arc::new),
             config: Arc::new(config),
+            reloads: 0,
             compiled: Compiled::default(),
             parts: compile::Parts::default(),
             slots: Map::new(),

@@ -383,6 +383,8 @@ pub struct Connection {
     pub peer: IpAddr,
     /// The peer as text, made once.
     pub peer_value: HeaderValue,
+    /// Whether the peer is one of `trusted_proxies`, and by which configuration.
+    trusted: Cell<(u32, bool)>,
 }
 
 impl Drop for Connection {
@@ -400,7 +402,17 @@ impl Connection {
         worker.open.set(worker.open.get() + 1);
         // An address as text is always a valid value.
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Rc::new(Self { worker, watch, peer, peer_value })
+        let view = worker.view();
+        let trusted = Cell::new((view.reloads, view.config.trusted_proxies.contains(peer)));
+        Rc::new(Self { worker, watch, peer, peer_value, trusted })
+    }
+
+    /// Whether the peer is one of the `trusted_proxies` of a view.
+    pub fn trusted_by(&self, view: &View) -> bool {
+        if self.trusted.get().0 != view.reloads {
+            self.trusted.set((view.reloads, view.config.trusted_proxies.contains(self.peer)));
+        }
+        self.trusted.get().1
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream) {

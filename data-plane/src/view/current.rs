@@ -59,7 +59,7 @@ impl Current {
     /// When this returns, no request of whatever view goes to an instance that is drained, but for those that its
     /// requests in flight count already; see [`crate::balance::InstanceState::enter`].
     pub fn install(&self, view: View) {
-        self.write(|held| View { config: held.config.clone(), address_limits: held.address_limits.clone(), ..view });
+        self.write(|held| View { config: held.config.clone(), reloads: held.reloads, address_limits: held.address_limits.clone(), ..view });
         self.0.installed.send_replace(());
     }
 
@@ -73,7 +73,7 @@ impl Current {
                 true => held.address_limits.clone(),
                 false => config.ip_rate_limit.map(AddressLimits::new).map(Arc::new),
             };
-            View { config: Arc::new(config), address_limits, ..held.clone() }
+            View { config: Arc::new(config), reloads: held.reloads.wrapping_add(1), address_limits, ..held.clone() }
         });
     }
 
