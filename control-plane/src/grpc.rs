@@ -131,6 +131,6 @@ impl RegistryService for Rpc {
 
     async fn session(&self, request: Request<Streaming<v1::SessionRequest>>) -> Result<Response<Self::SessionStream>, Status> {
         let peer = peer(&request);
-        Ok(Response::new(session::open(self.edge.registry.clone(), peer, request.into_inner())?.boxed()))
+        Ok(Response::new(session::open(self.edge.registry.clone(), peer, request.into_inner(), self.edge.closing.clone())?.boxed()))
     }
 }

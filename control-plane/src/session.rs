@@ -20,6 +20,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
@@ -39,13 +40,15 @@ const MOST_SESSIONS: i64 = 10_000;
 const CONNECTION_LOST: &str = "the connection was lost";
 
 /// Holds a session with `peer`: what comes in over `inbound`, what goes out in the answer. The answer ends with OK
-/// after a farewell, and when the client closes its side.
+/// after a farewell, and when the client closes its side; with UNAVAILABLE at `shutdown`, after which no session that
+/// ends, however it does, is taken for lost.
 ///
 /// Refused: who may not register, and one session too many.
 pub fn open<S>(
     registry: Registry,
     peer: Peer,
     inbound: S,
+    shutdown: CancellationToken,
 ) -> Result<impl Stream<Item = Result<v1::SessionResponse, Status>> + Send + use<S>, Refusal>
 where
     S: Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin + 'static,
@@ -54,7 +57,8 @@ where
     let too_many = || Refusal::one(Code::Unavailable, format!("there are {MOST_SESSIONS} sessions already"));
     let counted = registry.telemetry().session(MOST_SESSIONS).ok_or_else(too_many)?;
     let changed = registry.follow_changes();
-    let session = Session { registry, peer, inbound, changed, held: None, told: Told::default(), looked: None, _counted: counted };
+    let told = Told::default();
+    let session = Session { registry, peer, inbound, shutdown, changed, held: None, told, looked: None, _counted: counted };
     Ok(stream::unfold(Some(session), |session| async move {
         let mut session = session?;
         match session.next().await {
@@ -87,6 +91,7 @@ struct Session<S> {
     registry: Registry,
     peer: Peer,
     inbound: S,
+    shutdown: CancellationToken,
     changed: watch::Receiver<Stamp>,
     /// What it registered; `None` before.
     held: Option<Held>,
@@ -98,10 +103,9 @@ struct Session<S> {
 impl<S: Stream<Item = Result<v1::SessionRequest, Status>> + Unpin> Session<S> {
     /// The next answer, when there is one. After an error, and after the last, the session is over.
     async fn next(&mut self) -> Result<Next, Status> {
-        let closed = self.registry.closed().clone();
         if self.held.is_none() {
             let first = tokio::select! {
-                () = closed.cancelled() => return Err(shutting_down()),
+                () = self.shutdown.cancelled() => return Err(shutting_down()),
                 first = timeout(FIRST_WORD, self.inbound.next()) => first,
             };
             let late = |_| Refusal::one(Code::RequestTimeout, format!("no message within {} s", FIRST_WORD.as_secs()));
@@ -109,7 +113,7 @@ impl<S: Stream<Item = Result<v1::SessionRequest, Status>> + Unpin> Session<S> {
         }
         loop {
             tokio::select! {
-                () = closed.cancelled() => return Err(shutting_down()),
+                () = self.shutdown.cancelled() => return Err(shutting_down()),
                 heard = self.inbound.next() => return self.hear(heard).await,
                 () = changed(&mut self.changed, self.looked.map(|looked| looked + LOOK_EVERY)) => {
                     if let Some(state) = self.look()? {
@@ -152,7 +156,7 @@ impl<S: Stream<Item = Result<v1::SessionRequest, Status>> + Unpin> Session<S> {
             Err(refusal) => return Err(self.refused(refusal)),
         };
         if self.held.as_ref().is_none_or(|held| held.registration_id != answer.registration_id) {
-            let held = Held::new(&self.registry, &answer)?;
+            let held = Held::new(&self.registry, &self.shutdown, &answer)?;
             // The registration before is no more, so it cannot be lost either.
             if let Some(before) = self.held.replace(held) {
                 before.close();
@@ -273,6 +277,7 @@ fn shutting_down() -> Status {
 /// A registration that a session holds. When it is dropped the session is over, and the registry learns how.
 struct Held {
     registry: Registry,
+    shutdown: CancellationToken,
     service: ServiceName,
     instance: InstanceId,
     registration_id: String,
@@ -281,10 +286,11 @@ struct Held {
 }
 
 impl Held {
-    fn new(registry: &Registry, answer: &v1::RegisterResponse) -> Result<Self, Refusal> {
+    fn new(registry: &Registry, shutdown: &CancellationToken, answer: &v1::RegisterResponse) -> Result<Self, Refusal> {
         let fault = |_| Refusal::one(Code::Internal, "furt registered what it cannot name");
         let held = Self {
             registry: registry.clone(),
+            shutdown: shutdown.clone(),
             service: answer.service.parse().map_err(fault)?,
             instance: answer.instance.parse().map_err(fault)?,
             registration_id: answer.registration_id.clone(),
@@ -301,10 +307,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let Self { registry, service, instance, registration_id, lost_by } = self;
+        let Self { registry, shutdown, service, instance, registration_id, lost_by } = self;
         match lost_by {
             // Every session ends with furt, which says nothing about the services.
-            Some(cause) if !registry.closed().is_cancelled() => registry.session_lost(service, instance, registration_id, cause),
+            Some(cause) if !shutdown.is_cancelled() => registry.session_lost(service, instance, registration_id, cause),
             _ => registry.session_closed(service, instance, registration_id),
         }
     }

@@ -14,6 +14,7 @@ use crate::{
 /// A client with its session.
 struct Client {
     registry: Registry,
+    shutdown: CancellationToken,
     sends: Option<mpsc::Sender<Result<v1::SessionRequest, Status>>>,
     answers: Pin<Box<dyn Stream<Item = Result<v1::SessionResponse, Status>> + Send>>,
 }
@@ -21,8 +22,9 @@ struct Client {
 impl Client {
     fn of(registry: &Registry) -> Self {
         let (sends, inbound) = mpsc::channel(100);
-        let answers = Box::pin(open(registry.clone(), local(), ReceiverStream::new(inbound)).unwrap());
-        Self { registry: registry.clone(), sends: Some(sends), answers }
+        let shutdown = CancellationToken::new();
+        let answers = Box::pin(open(registry.clone(), local(), ReceiverStream::new(inbound), shutdown.clone()).unwrap());
+        Self { registry: registry.clone(), shutdown, sends: Some(sends), answers }
     }
 
     async fn registered(registry: &Registry, port: u16) -> (Self, v1::RegisterResponse) {
@@ -123,7 +125,7 @@ async fn who_may_not_register_gets_no_session() {
     let registry = Registry::new(config());
     let stranger = Peer { address: Some("192.0.2.1".parse().unwrap()), bearer: None };
     let (_sends, inbound) = mpsc::channel(1);
-    let refusal = open(registry, stranger, ReceiverStream::new(inbound)).err().unwrap();
+    let refusal = open(registry, stranger, ReceiverStream::new(inbound), CancellationToken::new()).err().unwrap();
     assert_eq!(refusal.code(), Code::RegistrationRefused);
 }
 
@@ -267,7 +269,8 @@ async fn furts_own_end_is_no_loss() {
     let registry = Registry::new(config());
     let (mut client, _) = Client::registered(&registry, 8001).await;
     let (dropped, _) = Client::registered(&registry, 8001).await;
-    registry.close();
+    client.shutdown.cancel();
+    dropped.shutdown.cancel();
     assert_eq!(client.error().await, (Grpc::Unavailable, "furt shuts down".into()));
     drop((client, dropped));
     let lost = registry.get_service("sagjan").unwrap();
@@ -290,7 +293,7 @@ async fn nothing_is_read_for_a_client_that_does_not_read() {
 async fn there_is_a_most_of_sessions() {
     let registry = Registry::new(config());
     let mut all: Vec<_> = (0..MOST_SESSIONS).map(|_| Client::of(&registry)).collect();
-    let another = || open(registry.clone(), local(), stream::empty()).err().map(|refusal| refusal.code());
+    let another = || open(registry.clone(), local(), stream::empty(), CancellationToken::new()).err().map(|refusal| refusal.code());
     assert_eq!(another(), Some(Code::Unavailable));
     all.pop();
     assert_eq!(another(), None);
