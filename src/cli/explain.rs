@@ -32,6 +32,9 @@ pub fn explained(data: &Value, path: &str, screen: &Screen) -> String {
         let verdict = if yes(key, "allowed") { "allowed" } else { "not allowed" };
         let name = text(key, "name");
         lines.push(format!("key             {}: {verdict}, {}", if name.is_empty() { "none" } else { &name }, text(key, "reason")));
+        if let Some(rate) = key.get("rate").filter(|rate| !rate.is_null()) {
+            lines.push(format!("rate            {} of {} left", text(rate, "remaining"), text(rate, "limit")));
+        }
     }
     if let Some(snapshot) = part("snapshot") {
         lines.push(format!("snapshot        {} of {}", text(snapshot, "version"), text(snapshot, "epoch")));
@@ -92,7 +95,10 @@ mod tests {
     fn an_explanation_shows_every_candidate_and_instance() {
         let data = json!({
             "canonical_path": "/a/b", "outcome": {"status": 0, "code": "FORWARD"}, "route": {"service": "x"},
-            "key": {"name": "Website", "allowed": true, "reason": "has a:read"},
+            "key": {
+                "name": "Website", "allowed": true, "reason": "has a:read",
+                "rate": {"limit": "600/min", "remaining": 598, "retry_after_seconds": 0},
+            },
             "candidates": [
                 {"service": "x", "method": "GET", "host": "", "pattern": "/a/*", "permission": "a:read", "static": false, "won": true, "reason": "closest"},
                 {"service": "y", "method": "*", "host": "", "pattern": "/*", "permission": "", "static": false, "won": false, "reason": "wider"},
@@ -104,6 +110,7 @@ mod tests {
 canonical path  /a/b
 outcome         forwarded
 key             Website: allowed, has a:read
+rate            598 of 600/min left
 snapshot        17 of 3f9c
 
 ROUTE  SERVICE  METHOD  HOST  PATTERN  PERMISSION  WHY

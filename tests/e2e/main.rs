@@ -15,6 +15,7 @@ mod world;
 mod acceptance;
 mod cli;
 mod demo;
+mod dry_run;
 mod durability;
 mod events;
 mod examples;
