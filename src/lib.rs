@@ -3,7 +3,7 @@
 //! Here: the one place that knows both planes, and the order of start and stop. Not here: decisions
 //! of either plane, the command line. In [`config`], what both are told.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use furt_control_plane::{
     listener::Internal,
@@ -52,6 +52,7 @@ pub struct Furt {
     keeper: Option<Keeper>,
     reload: Arc<Reload>,
     hangups: Option<Signal>,
+    state_dir: PathBuf,
 }
 
 /// A listener that cannot be had.
@@ -97,8 +98,7 @@ impl Furt {
         control.listen = internal_addr.unwrap_or(control.listen);
 
         let public = data.listen;
-        // Services of the last run serve only if the store turns out to be unreadable.
-        let current = if enabled { disk::resume(&state_dir, data) } else { Current::new(View::empty(data)) };
+        let current = Current::new(View::empty(data));
         let suspicions = Suspicions::default();
         let data = DataPlane::bind(current.clone(), suspicions.clone()).map_err(failed(public, "[server] host and port"))?;
         control.public = Some(data.local_addr());
@@ -113,10 +113,10 @@ impl Furt {
 
         // The generated client over the service itself: no socket, but all else is as over one.
         let client = SnapshotServiceClient::new(SnapshotServiceServer::new(registry.snapshots()));
-        let keeper = enabled.then(|| Keeper::new(state_dir, current.clone()));
+        let keeper = enabled.then(|| Keeper::new(state_dir.clone(), current.clone()));
         let subscriber = Subscriber::new(client, current, suspicions);
         let monitor = Monitor::new(registry.clone(), HttpProbe);
-        Ok(Self { data, internal, internal_addr, registry, subscriber, monitor, keeper, reload, hangups: None })
+        Ok(Self { data, internal, internal_addr, registry, subscriber, monitor, keeper, reload, hangups: None, state_dir })
     }
 
     /// Reads furt.conf again at each of these signals; `relog` takes what it says of the log.
@@ -147,8 +147,11 @@ impl Furt {
         let shared = self.data.shared();
         let rest = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        // A store that cannot be read is told there, and tried again; furt serves what it has meanwhile.
-        let _ = self.registry.restore().await;
+        // A store that cannot be read is told there, and tried again. Meanwhile the services of the last run serve: the
+        // view that the first snapshot meets holds them, and that snapshot says that it is partial.
+        if self.registry.restore().await.is_err() {
+            disk::resume(&self.state_dir, &shared.current);
+        }
         tasks.spawn(self.subscriber.run(rest.clone()));
         tokio::select! {
             () = installed(&shared) => {}

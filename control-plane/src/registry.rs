@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::{Resolved, Who},
     config::Config,
-    events::Events,
+    events::{self, Events},
     identity::{Action, Peer, authorize},
     limits::Limits,
     machine::ThisMachine,
@@ -58,8 +58,6 @@ use rules::Rules;
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Services that one hold of the lock turns into answers.
 const CHUNK: usize = 64;
-/// Events that are kept for those who come back.
-const EVENTS: usize = 10_000;
 
 /// The registry; clones share it.
 #[derive(Clone)]
@@ -146,7 +144,7 @@ impl Registry {
             began: Instant::now(),
             rules: ArcSwap::from_pointee(Rules::new(config)),
             resolver: Resolver::new(lookup),
-            telemetry: Telemetry::new(AtScrape(weak.clone()), Events::new(&epoch, EVENTS)),
+            telemetry: Telemetry::new(AtScrape(weak.clone()), Events::new(&epoch, events::ROOM)),
             epoch,
             store: Arc::new(Mutex::new(store)),
             store_blocks,

@@ -22,10 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{
-    config::Config,
-    view::{Current, View},
-};
+use crate::view::{Current, View};
 
 const MAGIC: &[u8; 8] = b"furtsnap";
 /// Of what this program writes; any other is not read.
@@ -64,10 +61,9 @@ struct Generation {
     snapshot: v1::WatchResponse,
 }
 
-/// Starts with the services of the newest generation in `dir` that is whole, or with none. They serve once a control
-/// plane says that it does not know every service.
-pub fn resume(dir: &Path, config: Config) -> Current {
-    let empty = || Current::new(View::empty(config.clone()));
+/// Installs the services of the newest generation in `dir` that is whole, if there is one. They serve once a control
+/// plane says that it does not know every service. Blocks; for furt's start.
+pub fn resume(dir: &Path, current: &Current) {
     let mut whole = Vec::new();
     for (path, read) in generations(dir) {
         match read {
@@ -75,20 +71,15 @@ pub fn resume(dir: &Path, config: Config) -> Current {
             Err(reason) => warn!(file = %path.display(), %reason, "a snapshot on disk is skipped"),
         }
     }
-    let Some(Generation { number, written_unix_ms, snapshot }) = whole.into_iter().max_by_key(|generation| generation.number) else {
-        return empty();
-    };
-    match View::restored(config.clone(), snapshot) {
+    let newest = whole.into_iter().max_by_key(|generation| generation.number);
+    let Some(Generation { number, written_unix_ms, snapshot }) = newest else { return };
+    match View::restored((*current.load().config).clone(), snapshot) {
         Ok(view) => {
             info!(generation = number, services = view.registered(), "the last good snapshot was read from disk");
-            let current = Current::new(view);
+            current.install(view);
             current.hear(written_unix_ms);
-            current
         }
-        Err(reason) => {
-            warn!(generation = number, %reason, "the last good snapshot on disk is skipped");
-            empty()
-        }
+        Err(reason) => warn!(generation = number, %reason, "the last good snapshot on disk is skipped"),
     }
 }
 

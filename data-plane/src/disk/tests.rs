@@ -19,7 +19,9 @@ impl Dir {
     }
 
     fn services(&self) -> Vec<String> {
-        let view = resume(&self.0, config()).load();
+        let current = Current::new(View::empty(config()));
+        resume(&self.0, &current);
+        let view = current.load();
         view.services().iter().map(|service| service.name.to_string()).collect()
     }
 }
@@ -75,7 +77,8 @@ fn both_bad_or_none_there_is_a_start_without_services() {
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
     }
     assert!(dir.services().is_empty());
-    let current = resume(&dir.0, config());
+    let current = Current::new(View::empty(config()));
+    resume(&dir.0, &current);
     assert!(!current.load().is_ready() && current.heard_unix_ms().is_none());
 }
 
