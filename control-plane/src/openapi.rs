@@ -88,7 +88,8 @@ fn operation(endpoint: &Endpoint, refusals: &mut BTreeMap<String, Value>) -> Val
         "responses": responses(endpoint, refusals),
     });
     let names = endpoint.names().map(|name| {
-        json!({"name": name, "in": "path", "required": true, "description": format!("The id of the {name}."), "schema": messages::name()})
+        let (about, example) = if name == "service" { ("The service's name.", "sagjan") } else { ("The instance's id.", "default") };
+        json!({"name": name, "in": "path", "required": true, "description": about, "schema": messages::name(), "example": example})
     });
     let parameters: Vec<Value> = names.chain(endpoint.parameters.into_iter().flatten().map(parameter)).collect();
     if !parameters.is_empty() {

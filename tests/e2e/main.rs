@@ -22,6 +22,7 @@ mod examples;
 mod explain;
 mod grpc;
 mod health;
+mod openapi;
 mod proxy;
 mod registration;
 mod reload;

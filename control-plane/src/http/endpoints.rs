@@ -262,7 +262,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         name: "undrain",
         summary: "Takes an operator's drain back: the instance takes requests again.",
         needs: Some(Action::Undrain),
-        parameters: Some(&[REGISTRATION_ID]),
+        parameters: Some(&[]),
         takes: None,
         answers: Answers::Data("DrainResponse"),
         refusals: CHANGE,

@@ -74,6 +74,7 @@ fn health() -> Value {
             "version": {"type": "string", "description": "furt's own."},
             "services": {"type": "object", "additionalProperties": reference("schemas", "ServiceHealth"), "description": "By name."},
             "snapshot_version": {"type": "integer", "minimum": 0, "description": "The snapshot that serves."},
+            "snapshot_age": {"type": "integer", "minimum": 0, "description": "Seconds since the control plane was last heard. Left out: not yet."},
             "issues": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "What furt lacks. Left out: nothing."},
         },
     })
