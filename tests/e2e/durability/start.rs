@@ -3,11 +3,13 @@
 
 use std::fs;
 
+use serde_json::{Value, json};
+
 use super::{store_of, store_unavailable, unlimited};
 use crate::{
     client::Request,
     upstream::Upstream,
-    world::{World, eventually, registration},
+    world::{Conf, World, eventually, registration},
 };
 
 const ROUTES: &[&str] = &["GET /api/comments/* comments:read"];
@@ -116,4 +118,40 @@ fn a_store_that_is_taken_away_while_furt_runs_is_written_anew() {
     furt.start_again();
     is_back(&furt);
     furt.get("/other").status(200);
+}
+
+/// Written by 0.1.0, the first version that kept anything: `sagjan`, UP and drained by an operator, and `obr`, DOWN.
+const WRITTEN_BY_0_1_0: &[u8] = include_bytes!("format-1.redb");
+
+#[test]
+fn a_store_written_by_an_older_furt_opens_with_all_that_was_in_it() {
+    let mut furt = Conf::new().grants("[service \"*\"]\npermissions = *\nallow_public = true\nhosts = example.org\n").start();
+    furt.terminate();
+    assert!(furt.ended().success());
+    std::fs::write(furt.dir.join("state/registry.redb"), WRITTEN_BY_0_1_0).expect("the store is put in its place");
+    furt.start_again();
+    let instance = |service: &str| {
+        let shown = Request::get(&format!("/internal/services/{service}")).send(furt.internal).json()["data"]["service"].clone();
+        (shown["instances"][0].clone(), shown["routes"].clone())
+    };
+    let (sagjan, routes) = instance("sagjan");
+    assert_eq!(sagjan["registration_id"], "01M88C0AG2J2X3QMX2CV7ZEG4S");
+    assert_eq!((&sagjan["url"], &sagjan["health_endpoint"]), (&json!("http://127.0.0.1:7812/base"), &json!("/health?full=1")));
+    assert_eq!((&sagjan["version"], &sagjan["weight"], &sagjan["metadata"]), (&json!("1.2"), &json!(7), &json!({"team": "web"})));
+    assert_eq!(
+        (&sagjan["drained"], &sagjan["withdrawn"], &sagjan["registered_at"]),
+        (&json!(true), &json!(""), &json!("2026-11-25T03:29:18Z"))
+    );
+    let place =
+        |route: &Value| json!([route["host"], route["method"], route["path"], route["permission"], route["public"], route["timeout"]]);
+    let places: Vec<_> = routes.as_array().expect("a list").iter().map(place).collect();
+    assert_eq!(
+        places,
+        [json!(["example.org", "GET", "/api/comments/*", "comments:read", false, "500ms"]), json!(["", "*", "/open", "", true, ""])]
+    );
+    let steps: Vec<_> = sagjan["timeline"].as_array().expect("a list").iter().map(|step| step["cause"].clone()).collect();
+    assert_eq!(steps[..2], ["answered", "furt started"]);
+    let (obr, _) = instance("obr");
+    assert_eq!((&obr["status"], &obr["id"]), (&json!("DOWN"), &json!("a")), "DOWN stays DOWN");
+    furt.get("/obr").refused(503, "SERVICE_UNAVAILABLE");
 }
