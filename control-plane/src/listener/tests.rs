@@ -15,6 +15,7 @@ use v1::registry_service_client::RegistryServiceClient;
 use super::*;
 use crate::config::{Config, Grant, Role, Token};
 use crate::identity::tests::config;
+use crate::store::{self, Store, StoreError};
 
 const SEED: &str = r#"{"service": "sagjan", "url": "http://127.0.0.1:7812", "health_endpoint": "/health", "routes": [
     {"method": "POST", "path": "/api/comments/*", "permission": "comments:write"},
@@ -67,9 +68,12 @@ impl World {
     }
 
     async fn with(config: Config, limits: Limits) -> Self {
-        let socket = TcpListener::bind(config.listen).await.unwrap();
+        Self::over(Registry::new(config), limits).await
+    }
+
+    async fn over(registry: Registry, limits: Limits) -> Self {
+        let socket = TcpListener::bind(registry.config().listen).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let registry = Registry::new(config);
         let internal = Internal::on_within(socket, registry.clone(), Arc::new(Fixed), limits).unwrap();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(internal.run(shutdown.clone()));
@@ -490,6 +494,44 @@ async fn an_rpc_registers_like_the_json_endpoint() {
     assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
     let explained = client.explain(v1::ExplainRequest::default()).await.unwrap_err();
     assert_eq!(explained.code(), tonic::Code::InvalidArgument);
+}
+
+/// A store that has something against every commit.
+struct Broken;
+
+fn full() -> StoreError {
+    StoreError::Full { file: "store".into(), cause: "a test".into() }
+}
+
+impl Store for Broken {
+    fn load(&mut self) -> Result<store::Loaded, StoreError> {
+        Ok(store::Loaded::default())
+    }
+    fn commit(&mut self, _: &store::Batch) -> Result<(), StoreError> {
+        Err(full())
+    }
+    fn recover(&mut self, _: &[(store::Key, Vec<u8>)], _: i64) -> Result<(), StoreError> {
+        Err(full())
+    }
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_told_with_when_to_try_again_by_both_ways() {
+    let furt = World::over(Registry::with_store(with_sagjan(config()), Box::new(Broken)), Limits::default()).await;
+    let answer = furt.register("/internal/register-service", &[], SEED).await;
+    answer.is_refused(503, "STORE_UNAVAILABLE");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    let mut client = RegistryServiceClient::new(furt.channel().await);
+    let (request, _) = crate::json::decode(SEED.as_bytes()).unwrap();
+    let status = client.register(request).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    let details = status.get_error_details();
+    assert_eq!(details.error_info().map(|info| &*info.reason), Some("STORE_UNAVAILABLE"));
+    assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(Duration::from_secs(1)));
+    assert_eq!(furt.get("/internal/services").await.envelope()["data"]["services"], Value::Array(Vec::new()));
 }
 
 #[tokio::test]
