@@ -12,10 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     client::{Answer, Client, Request},
-    explain::number,
     process::free_port,
     upstream::Upstream,
-    world::{Conf, World},
+    world::{Conf, World, from_environment},
 };
 
 const GRANTS: &str = "\
@@ -242,7 +241,7 @@ fn start() -> (World, Upstream, Registrations) {
         "http://127.0.0.1?x".into(),
         format!("http://127.0.0.1/{}", "a".repeat(3_000)),
     ];
-    let rng = Rng::with_seed(number("FURT_SEED", 1) as u64);
+    let rng = Rng::with_seed(from_environment("FURT_SEED", 1) as u64);
     (furt, upstream, Registrations { rng, urls, faulty: false, fitting: false })
 }
 
@@ -252,7 +251,7 @@ fn a_dry_run_says_of_generated_registrations_what_registering_them_says() {
     let mut internal = Client::new(furt.internal);
     let mut said = HashMap::<String, usize>::new();
     let mut before = held(&mut internal);
-    let runs = number("FURT_DRY_RUNS", 1_000);
+    let runs = from_environment("FURT_DRY_RUNS", 1_000);
     for run in 0..runs {
         let (body, token) = registrations.next();
         let ask = |internal: &mut Client, path: &str| {

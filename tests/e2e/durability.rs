@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use crate::{
     client::Answer,
-    world::{Conf, World},
+    world::{Conf, World, from_environment},
 };
 
 /// As often as a test likes.
@@ -29,11 +29,6 @@ fn unlimited() -> Conf {
 /// Where furt keeps its registrations.
 fn store_of(furt: &World) -> PathBuf {
     furt.dir.join("state/registry.redb")
-}
-
-/// A number from the environment, for runs longer than CI has time for.
-fn from_environment(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
 /// The refusal of a furt whose store does not work, which says why.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Answer, Client, Request},
     upstream::{Health, Reply, Upstream, answer},
-    world::{ADMIN_KEY, Conf, World, eventually},
+    world::{ADMIN_KEY, Conf, World, eventually, from_environment},
 };
 
 mod generate;
@@ -25,11 +25,6 @@ const TABLES: usize = 1_000;
 const TABLES_OF_ONE: usize = 500;
 const REQUESTS: usize = 3;
 const GRANTS: &str = "[service \"*\"]\npermissions = *\npaths = /, /*\nhosts = x.org, *.x.org\nallow_public = true\n";
-
-/// A number from the environment.
-pub fn number(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).ok().map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
-}
 
 /// An instance, what it is, and its upstream, which says whose it is.
 struct Instance {
@@ -263,7 +258,7 @@ impl Tables {
 
 #[test]
 fn generated_requests_fare_as_explain_says_over_generated_tables() {
-    let (tables, seed) = (number("FURT_EXPLAIN_TABLES", TABLES), number("FURT_SEED", 1) as u64);
+    let (tables, seed) = (from_environment("FURT_EXPLAIN_TABLES", TABLES), from_environment("FURT_SEED", 1) as u64);
     let (mut left, mut outcomes) = (tables, HashMap::<String, usize>::new());
     while left > 0 {
         let now = left.min(TABLES_OF_ONE);

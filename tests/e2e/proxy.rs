@@ -8,4 +8,5 @@ mod instances;
 mod keys;
 mod lifecycle;
 mod matching;
+mod rolling;
 mod trouble;

@@ -45,6 +45,11 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
+/// A number from the environment, for runs longer than CI has time for.
+pub fn from_environment(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+}
+
 /// A furt.conf under construction.
 #[derive(Clone)]
 pub struct Conf {
