@@ -270,7 +270,7 @@ fn what_a_killed_furt_left_half_built_is_swept() {
 }
 
 #[test]
-fn the_working_directory_can_be_the_state_dir() {
+fn a_relative_state_dir_that_is_a_file_is_unwritable() {
     let error = Redb::new(Path::new("Cargo.toml")).load().unwrap_err();
-    assert!(matches!(error, StoreError::Unwritable { .. }), "a relative path, of a file: {error}");
+    assert!(matches!(error, StoreError::Unwritable { .. }), "{error}");
 }
