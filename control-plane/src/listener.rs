@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::identity::Peer;
 use crate::refusal::{Code, Refusal};
-use crate::registry::Registry;
+use crate::registry::{MOST_DRAIN_SECONDS, Registry};
 use crate::{body, grpc, guard, http as paths, openapi};
 
 mod edge;
@@ -275,7 +275,7 @@ const DRAIN: &str = "/furt.v1.RegistryService/Drain";
 /// The one of `RegistryService` that is sent more than one message.
 const SESSION: &str = "/furt.v1.RegistryService/Session";
 /// What a drain may wait (`DrainRequest.seconds`).
-const LONGEST_DRAIN: Duration = Duration::from_secs(300);
+const LONGEST_DRAIN: Duration = Duration::from_secs(MOST_DRAIN_SECONDS as u64);
 
 /// What tonic says of a message that prost could not decode. To tonic that is a fault of the server's, but the caller
 /// sent it.

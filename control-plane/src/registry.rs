@@ -32,7 +32,7 @@ use crate::{
     machine::ThisMachine,
     publication::Notice,
     published,
-    records::{Change, Drain},
+    records::Change,
     refusal::{Code, Fault, Refusal},
     registration::{Draft, Registration},
     resolve::{Lookup, Resolver, SystemLookup, with_port},
@@ -49,7 +49,8 @@ mod planes;
 mod rules;
 mod sessions;
 
-use committer::{Changes, Done, Operation, Registering};
+use committer::{Changes, Done, Operation, Registering, Removal};
+pub use draining::{DRAIN_SECONDS, MOST_DRAIN_SECONDS};
 use planes::Planes;
 pub use rules::Reloaded;
 use rules::Rules;
@@ -268,8 +269,10 @@ impl Registry {
         let addresses = with_port(&resolved.clone().and_then(Result::ok).unwrap_or_default(), &registration.url);
         let by_operator = peer.bears_operator_token(&rules.config);
         let admitted = Admitted { registration: Arc::new(registration), addresses, peer: address, by_operator, registration_id, order: 0 };
-        // The same again is durable already, so it waits for no store; but never before a change that waits for it.
-        if change == Change::Renewed && state.changes.is_quiet(&admitted.registration.service) {
+        // The same again is durable already, so it waits for no store; but never before a change that waits for it, nor
+        // by a furt.conf that holds no more.
+        let holds = Arc::ptr_eq(&rules, &self.rules());
+        if change == Change::Renewed && holds && state.changes.is_quiet(&admitted.registration.service) {
             let applied = state.services.register(admitted.clone(), moment());
             self.store_soon(&mut state);
             self.publish(state);
@@ -296,6 +299,9 @@ impl Registry {
         self.telemetry().registered(admitted.peer, &registered);
         if let Some(transition) = &applied.transition {
             self.telemetry().transition(&registration.service, &registration.instance, transition);
+        }
+        if applied.readmitted {
+            self.telemetry().readmitted(&registration.service, &registration.instance);
         }
         if !applied.loosened.is_empty() {
             self.telemetry().loosened(&registration.service, &registration.instance, &applied.loosened);
@@ -340,9 +346,9 @@ impl Registry {
         authorize(&self.config(), peer, action, Some(&service))?;
         of_one_instance(instance.as_ref(), &request.registration_id)?;
         let who = peer.address.map(|address| address.to_string()).unwrap_or_default();
-        let (registration_id, cause) = (request.registration_id.as_str().into(), format!("asked for by {who}"));
+        let (registration_id, why) = (request.registration_id.as_str().into(), Removal::Asked { by: who });
         let name = service.to_string();
-        let (instances, version) = self.change(Operation::Remove { service, instance, registration_id, cause, forgotten: false }).await?;
+        let (instances, version) = self.change(Operation::Remove { service, instance, registration_id, why }).await?;
         Ok(v1::DeregisterResponse { service: name, instances: instances.iter().map(ToString::to_string).collect(), version })
     }
 
@@ -468,10 +474,9 @@ impl Registry {
             match state.services.take_due(now) {
                 Some(Due::Probe(ticket)) => tickets.push(ticket),
                 Some(Due::Forget(service, instance, registration_id)) => {
-                    let cause = "parked for longer than forget_parked_after".to_owned();
-                    let instance = Some(instance);
+                    let (instance, why) = (Some(instance), Removal::Forgotten);
                     // It waits for the store like any other; when that fails, its turn comes again.
-                    self.enqueue(&mut state, Operation::Remove { service, instance, registration_id, cause, forgotten: true }, None);
+                    self.enqueue(&mut state, Operation::Remove { service, instance, registration_id, why }, None);
                 }
                 Some(Due::Kept) => {}
                 None => break,

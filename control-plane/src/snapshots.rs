@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashSet,
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -25,6 +24,7 @@ use tokio::{
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
+    config::Config,
     identity::{Action, Peer, authorize},
     publication::{Delta, Notice, Part, field},
     registry::{Registry, Stamp, moment},
@@ -77,7 +77,7 @@ impl Snapshots {
 #[async_trait]
 impl SnapshotService for Snapshots {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Bytes>, Status> {
-        self.may_follow(&request)?;
+        self.may_follow(&self.registry.config(), request.extensions().get())?;
         let (delta, notice, reports) = {
             let state = self.registry.lock();
             let at = moment();
@@ -93,28 +93,35 @@ impl SnapshotService for Snapshots {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
     async fn watch(&self, request: Request<Streaming<v1::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let peer = self.may_follow(&request)?;
-        let subscriber = Subscriber::new(self.clone(), peer, request.into_inner());
-        let stream = stream::unfold(subscriber, |mut subscriber| async move {
+        let config = self.registry.config();
+        let peer = self.may_follow(&config, request.extensions().get())?;
+        let subscriber = Subscriber::new(self.clone(), peer, config, request.into_inner());
+        let stream = stream::unfold(Some(subscriber), |subscriber| async move {
+            let mut subscriber = subscriber?;
             let message = subscriber.next().await?;
-            Some((Ok(message), subscriber))
+            let goes_on = message.is_ok();
+            Some((message, goes_on.then_some(subscriber)))
         });
         Ok(Response::new(Box::pin(stream)))
     }
 }
 
 impl Snapshots {
-    /// The address of a peer that may follow; `None` for the data plane of this process.
-    fn may_follow<T>(&self, request: &Request<T>) -> Result<Option<IpAddr>, Status> {
-        let Some(peer) = request.extensions().get::<Peer>() else { return Ok(None) };
-        Ok(Some(authorize(&self.registry.config(), peer, Action::Snapshots, None)?.address))
+    /// A peer that may follow; `None` for the data plane of this process.
+    fn may_follow(&self, config: &Config, peer: Option<&Peer>) -> Result<Option<Peer>, Status> {
+        let Some(peer) = peer else { return Ok(None) };
+        authorize(config, peer, Action::Snapshots, None)?;
+        Ok(Some(peer.clone()))
     }
 }
 
 /// One data plane that follows.
 struct Subscriber {
     snapshots: Snapshots,
-    peer: Option<IpAddr>,
+    /// `None`: the data plane of this process.
+    peer: Option<Peer>,
+    /// By which it may follow; another one is asked anew.
+    config: Arc<Config>,
     inbound: Option<Streaming<v1::WatchRequest>>,
     changed: watch::Receiver<Stamp>,
     /// Whether it has said what it holds.
@@ -134,18 +141,19 @@ impl Drop for Subscriber {
     fn drop(&mut self) {
         let registry = &self.snapshots.registry;
         registry.detach(self.plane);
-        registry.telemetry().subscriber(self.peer, false);
+        registry.telemetry().subscriber(self.peer.as_ref().and_then(|peer| peer.address), false);
     }
 }
 
 impl Subscriber {
-    fn new(snapshots: Snapshots, peer: Option<IpAddr>, inbound: Streaming<v1::WatchRequest>) -> Self {
+    fn new(snapshots: Snapshots, peer: Option<Peer>, config: Arc<Config>, inbound: Streaming<v1::WatchRequest>) -> Self {
         let registry = &snapshots.registry;
-        registry.telemetry().subscriber(peer, true);
+        registry.telemetry().subscriber(peer.as_ref().and_then(|peer| peer.address), true);
         Self {
             plane: registry.attach(peer.is_none()),
             changed: registry.follow(),
             peer,
+            config,
             inbound: Some(inbound),
             greeted: false,
             sent: None,
@@ -156,8 +164,9 @@ impl Subscriber {
         }
     }
 
-    /// The next message, when there is something to tell; `None` at shutdown and when the other side has failed.
-    async fn next(&mut self) -> Option<Bytes> {
+    /// The next message, when there is something to tell; `None` at shutdown and when the other side has failed. An
+    /// error: since a reload it may follow no longer.
+    async fn next(&mut self) -> Option<Result<Bytes, Status>> {
         let closed = self.snapshots.registry.closed().clone();
         if !self.greeted {
             self.greeted = true;
@@ -173,8 +182,11 @@ impl Subscriber {
             while let Some(heard) = read(&mut self.inbound).now_or_never() {
                 self.hear(heard?);
             }
+            if let Err(refused) = self.may_still_follow() {
+                return Some(Err(refused));
+            }
             if let Some(message) = self.build() {
-                return Some(message);
+                return Some(Ok(message));
             }
             let batch_due = self.last_batch.filter(|_| self.reported < self.changed.borrow().report).map(|last| last + REPORTS_EVERY);
             tokio::select! {
@@ -184,6 +196,16 @@ impl Subscriber {
                 () = sleep_until(batch_due.unwrap_or_else(Instant::now)), if batch_due.is_some() => {}
             }
         }
+    }
+
+    /// Every reload is a change that wakes it.
+    fn may_still_follow(&mut self) -> Result<(), Status> {
+        let config = self.snapshots.registry.config();
+        if !Arc::ptr_eq(&config, &self.config) {
+            self.snapshots.may_follow(&config, self.peer.as_ref())?;
+            self.config = config;
+        }
+        Ok(())
     }
 
     fn hear(&mut self, request: v1::WatchRequest) {

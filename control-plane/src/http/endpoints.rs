@@ -10,6 +10,7 @@ use super::Handler;
 use super::query::{Kind, Parameter, Place};
 use crate::identity::Action;
 use crate::refusal::Code;
+use crate::registry::{DRAIN_SECONDS, MOST_DRAIN_SECONDS};
 
 /// The methods there are; HEAD goes with GET.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +111,7 @@ const fn query(name: &'static str, about: &'static str) -> Parameter {
 }
 
 const SECONDS: Parameter = Parameter {
-    kind: Kind::Whole { least: 0, most: 300, otherwise: 30 },
+    kind: Kind::Whole { least: 0, most: MOST_DRAIN_SECONDS, otherwise: DRAIN_SECONDS },
     ..query("seconds", "How long to wait for requests in flight, in seconds.")
 };
 const REGISTRATION_ID: Parameter =

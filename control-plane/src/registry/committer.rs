@@ -32,11 +32,40 @@ pub(super) enum Operation {
     /// Register, or change a registration.
     Register(Box<Registering>),
     /// Take one instance out, or the whole service.
-    Remove { service: ServiceName, instance: Option<InstanceId>, registration_id: Arc<str>, cause: String, forgotten: bool },
+    Remove { service: ServiceName, instance: Option<InstanceId>, registration_id: Arc<str>, why: Removal },
     /// An operator drains, or takes it back.
     Drain { service: ServiceName, instance: Option<InstanceId>, on: bool },
     /// Note that furt runs, and all that nobody waits for.
     Alive,
+}
+
+/// Why instances are taken out.
+pub(super) enum Removal {
+    /// Somebody asked for it.
+    Asked { by: String },
+    /// It said farewell and has no requests left. If it has registered again meanwhile, it stays.
+    Left,
+    /// It was parked for longer than `forget_parked_after`. If it has woken meanwhile, it stays.
+    Forgotten,
+}
+
+impl Removal {
+    /// Whether it is still to be done, where an instance may have come back before its round.
+    fn holds(&self, services: &Services, service: &ServiceName, id: &InstanceId, registration_id: &str) -> bool {
+        match self {
+            Self::Asked { .. } => true,
+            Self::Left => services.is_leaving(service, id, registration_id),
+            Self::Forgotten => services.is_forgettable(service, id, registration_id),
+        }
+    }
+
+    fn cause(&self) -> String {
+        match self {
+            Self::Asked { by } => format!("asked for by {by}"),
+            Self::Left => "drained and took its leave".into(),
+            Self::Forgotten => "parked for longer than forget_parked_after".into(),
+        }
+    }
 }
 
 /// A registration that was admitted when it was asked for; it is admitted again in its round.
@@ -113,7 +142,7 @@ impl Operation {
 /// A change that was admitted in its round, with all that applying it needs.
 enum Step {
     Register(Box<Registering>),
-    Remove { service: ServiceName, instances: Vec<InstanceId>, cause: String, forgotten: bool },
+    Remove { service: ServiceName, instances: Vec<InstanceId>, why: Removal },
     Drain { service: ServiceName, instances: Vec<InstanceId>, on: bool },
     Alive,
 }
@@ -148,7 +177,7 @@ struct Settled {
 /// What is told once the lock is free.
 enum Told {
     Registered(Admitted, Applied),
-    Removed { service: ServiceName, instances: Vec<InstanceId>, cause: String, gone: bool, forgotten: bool },
+    Removed { service: ServiceName, instances: Vec<InstanceId>, why: Removal, gone: bool },
     Drained { service: ServiceName, instances: Vec<InstanceId>, on: bool },
     Admission(Verdict),
 }
@@ -273,16 +302,16 @@ impl Registry {
         match operation {
             Operation::Alive => Ok(Step::Alive),
             Operation::Register(registering) => self.plan_registration(state, registering, batch),
-            Operation::Remove { service, instance: Some(id), registration_id, forgotten: true, .. }
-                if !state.services.is_forgettable(&service, &id, &registration_id) =>
+            Operation::Remove { service, instance: Some(id), registration_id, why }
+                if !why.holds(&state.services, &service, &id, &registration_id) =>
             {
                 let version = state.services.publication().version();
                 Err(Box::new((Ok(Done::Changed { instances: Vec::new(), version }), None)))
             }
-            Operation::Remove { service, instance, registration_id, cause, forgotten } => {
+            Operation::Remove { service, instance, registration_id, why } => {
                 let instances = state.services.named(&service, instance.as_ref(), &registration_id).map_err(refused)?;
                 batch.deletes.extend(instances.iter().map(|id| key(&service, id)));
-                Ok(Step::Remove { service, instances, cause, forgotten })
+                Ok(Step::Remove { service, instances, why })
             }
             Operation::Drain { service, instance, on } => {
                 let instances = state.services.named(&service, instance.as_ref(), "").map_err(refused)?;
@@ -350,22 +379,23 @@ impl Registry {
                     let applied = state.services.register(admitted.clone(), moment());
                     fill(&mut answer, &applied);
                     let carried_by = applied.carried_by;
+                    let registration = admitted.registration.clone();
+                    told.push(Told::Registered(admitted, applied));
                     if !Arc::ptr_eq(&rules, &now) {
                         // furt.conf changed during the sync: it holds for this one as for all others.
-                        told.extend(readmit_one(&now, &mut state.services, &admitted.registration).map(Told::Admission));
+                        told.extend(readmit_one(&now, &mut state.services, &registration).map(Told::Admission));
                     }
-                    told.push(Told::Registered(admitted, applied));
                     Done::Registered { answer, carried_by }
                 }
-                Step::Remove { service, instances, cause, forgotten } => {
+                Step::Remove { service, instances, why } => {
                     state.services.remove(&service, &instances);
                     let version = state.services.publication().version();
                     let gone = state.services.get(service.as_str()).is_none();
-                    told.push(Told::Removed { service, instances: instances.clone(), cause, gone, forgotten });
+                    told.push(Told::Removed { service, instances: instances.clone(), why, gone });
                     Done::Changed { instances, version }
                 }
                 Step::Drain { service, instances, on } => {
-                    state.services.drain(&service, &instances, if on { Drain::ByOperator } else { Drain::No });
+                    state.services.drain(&service, &instances, on);
                     let version = state.services.publication().version();
                     told.push(Told::Drained { service, instances: instances.clone(), on });
                     Done::Changed { instances, version }
@@ -539,18 +569,19 @@ impl Registry {
         }
     }
 
-    /// Stores all that is known, at shutdown.
+    /// Stores all that is known, at shutdown, as far as the store takes it.
     pub async fn flush(&self) {
-        let _ = self.submit(Operation::Alive).await;
+        // A round takes some of what is dirty, and nothing becomes dirty any more.
+        while self.submit(Operation::Alive).await.is_ok() && self.lock().services.is_dirty() {}
     }
 
     fn tell(&self, told: Option<Told>) {
         match told {
             None => {}
             Some(Told::Registered(admitted, applied)) => self.tell_registered(&admitted, &applied),
-            Some(Told::Removed { service, instances, cause, gone, forgotten }) => {
-                self.telemetry().deregistered(&service, &instances, &cause, gone);
-                if forgotten {
+            Some(Told::Removed { service, instances, why, gone }) => {
+                self.telemetry().deregistered(&service, &instances, &why.cause(), gone);
+                if matches!(why, Removal::Forgotten) {
                     instances.iter().for_each(|id| self.telemetry().forgotten(&service, id));
                 }
             }

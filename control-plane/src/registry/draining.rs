@@ -5,10 +5,10 @@
 use super::*;
 use crate::identity::Identity;
 
-/// What is waited when nobody says how long.
-const DEFAULT_SECONDS: u32 = 30;
-/// The longest that is waited.
-const MOST_SECONDS: u32 = 300;
+/// What is waited for requests in flight when nobody says how long.
+pub const DRAIN_SECONDS: u32 = 30;
+/// The longest that is waited for them.
+pub const MOST_DRAIN_SECONDS: u32 = 300;
 
 /// Whose drain it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Registry {
     fn leave(&self, service: &ServiceName, instance: Option<&InstanceId>, registration_id: &str) -> Result<Leaving, Refusal> {
         let mut state = self.lock();
         let ids = state.services.named(service, instance, registration_id)?;
-        state.services.drain(service, &ids, Drain::Leaving);
+        state.services.leave(service, &ids);
         let held = state.services.get(service.as_str()).into_iter().flat_map(|service| &service.instances);
         let leaving = held.filter(|(id, _)| ids.contains(id)).map(|(id, instance)| (id.clone(), instance.registration_id.clone()));
         let instances = leaving.collect();
@@ -94,17 +94,11 @@ impl Registry {
 
     /// Deregisters one that has left, unless it has registered again meanwhile: `false`.
     async fn farewell(&self, service: &ServiceName, id: InstanceId, registration_id: Arc<str>, version: &mut u64) -> Result<bool, Refusal> {
-        let still = |instance: &crate::records::Instance| instance.drain == Drain::Leaving;
-        let leaves = self.lock().services.current(service.as_str(), id.as_str(), &registration_id).is_some_and(still);
-        if !leaves {
-            return Ok(false);
-        }
-        let cause = "drained and took its leave".to_owned();
-        let remove = Operation::Remove { service: service.clone(), instance: Some(id), registration_id, cause, forgotten: false };
+        let remove = Operation::Remove { service: service.clone(), instance: Some(id), registration_id, why: Removal::Left };
         match self.change(remove).await {
-            Ok((_, removed_at)) => {
+            Ok((removed, removed_at)) => {
                 *version = (*version).max(removed_at);
-                Ok(true)
+                Ok(!removed.is_empty())
             }
             // Somebody else was quicker.
             Err(refusal) if matches!(refusal.code(), Code::NotFound | Code::StaleRegistration) => Ok(false),
@@ -112,19 +106,22 @@ impl Registry {
         }
     }
 
-    /// Waits until no request is in flight to drained instances, at most until `deadline`; how many still are.
+    /// Waits until no request is in flight to drained instances, at most until `deadline`; how many still are. Those
+    /// that are drained no more meanwhile, or gone, are waited for no longer.
     async fn idle(&self, service: &str, ids: &[InstanceId], version: u64, deadline: Instant) -> u32 {
-        let numbers: Vec<u32> = {
+        let in_flight_now = || {
             let state = self.lock();
             let instances = state.services.get(service).map(|service| &service.instances);
-            ids.iter().filter_map(|id| instances?.get(id)).map(|instance| instance.number).collect()
+            let drained = ids.iter().filter_map(|id| instances?.get(id)).filter(|instance| instance.is_drained());
+            let numbers: Vec<u32> = drained.map(|instance| instance.number).collect();
+            if numbers.is_empty() { Some(0) } else { state.planes.in_flight(service, &numbers, version) }
         };
         let mut counted = self.shared.counted.subscribe();
         let mut in_flight = None;
         let idle = async {
             loop {
                 counted.mark_unchanged();
-                in_flight = self.lock().planes.in_flight(service, &numbers, version);
+                in_flight = in_flight_now();
                 if in_flight == Some(0) || counted.changed().await.is_err() {
                     return;
                 }
@@ -157,9 +154,9 @@ fn check(instance: Option<&InstanceId>, request: &v1::DrainRequest) -> Result<Du
         let message = "an operator's drain is the instance's, whatever its registration: leave it out";
         return Err(Fault::new("registration_id", Code::Validation, message).into());
     }
-    let seconds = request.seconds.unwrap_or(DEFAULT_SECONDS);
-    if seconds > MOST_SECONDS {
-        let fault = Fault::new("seconds", Code::Validation, format!("expected 0 to {MOST_SECONDS}, got {seconds}"));
+    let seconds = request.seconds.unwrap_or(DRAIN_SECONDS);
+    if seconds > MOST_DRAIN_SECONDS {
+        let fault = Fault::new("seconds", Code::Validation, format!("expected 0 to {MOST_DRAIN_SECONDS}, got {seconds}"));
         return Err(fault.into());
     }
     Ok(Duration::from_secs(seconds.into()))

@@ -78,6 +78,7 @@ impl Registry {
         let addresses = with_port(&answer.unwrap_or_default(), url);
         let mut state = self.lock();
         let changed = state.services.set_addresses(&user.service, &user.instance, &user.registration_id, addresses.clone());
+        self.store_soon(&mut state);
         self.publish(state);
         if changed {
             self.telemetry().resolved(user.service.as_str(), url.host(), &format!("{addresses:?}"));

@@ -62,8 +62,9 @@ impl Registry {
         }
         if before.config.probing != rules.config.probing {
             state.services.set_policy(rules.config.probing.clone(), now);
-            state.notices += 1;
         }
+        // Whatever changed: those who follow by a token are to ask whether they still may.
+        state.notices += 1;
         state.statics = kept_addresses(&before.config, &state.statics, &rules.config);
         let parts = published::parts(&rules.config, &state.statics);
         state.services.publication_mut().publish(parts);

@@ -41,7 +41,7 @@ impl Registry {
             status: current.health.state.name().into(),
             epoch: self.shared.epoch.clone(),
             version: state.services.publication().version(),
-            drained: current.drain != Drain::No,
+            drained: current.is_drained(),
         })
     }
 

@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
 use crate::{
+    config::{Role, Token},
     registry::tests::{config, request},
     services::Seen,
 };
@@ -184,4 +185,26 @@ async fn get_is_the_whole_for_people() {
     let snapshot = v1::GetResponse::decode(bytes).unwrap().snapshot.unwrap();
     assert!(snapshot.whole);
     assert_eq!((names(&snapshot), snapshot.reports.len()), (vec!["sagjan"], 1));
+}
+
+#[tokio::test]
+async fn a_token_that_a_reload_takes_away_ends_the_stream() {
+    let token = Token { name: "edge".into(), role: Role::DataPlane, digests: vec![[7; 32]] };
+    let with_token = Config { tokens: vec![token], loopback_is_operator: false, ..config() };
+    let registry = Registry::new(with_token.clone());
+    let peer = Peer { address: Some("127.0.0.1".parse().unwrap()), bearer: Some([7; 32]) };
+    let service = SnapshotServiceServer::with_interceptor(registry.snapshots(), move |mut request: Request<()>| {
+        request.extensions_mut().insert(peer.clone());
+        Ok(request)
+    });
+    let (inbound, outbound) = mpsc::channel(16);
+    inbound.send(v1::WatchRequest::default()).await.unwrap();
+    let mut stream = SnapshotServiceClient::new(service).watch(ReceiverStream::new(outbound)).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    // Another furt.conf under which it may follow goes on.
+    let narrower = Config { hosts: vec!["furt.example".into()], ..with_token.clone() };
+    registry.reload(narrower, Vec::new()).await;
+    assert!(stream.message().await.unwrap().is_some());
+    registry.reload(Config { tokens: Vec::new(), ..with_token }, Vec::new()).await;
+    assert_eq!(stream.message().await.unwrap_err().code(), tonic::Code::Unauthenticated);
 }
