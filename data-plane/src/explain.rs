@@ -89,6 +89,9 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::
 
 /// Host and canonical path of a request that a client can send and furt takes.
 fn head(request: &v1::ExplainRequest) -> Result<(HeaderValue, Cow<'_, str>), ProxyError> {
+    // What does not parse at all has no length that could be too much.
+    let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| ProxyError::Malformed("the method is malformed"))?;
+    PathAndQuery::try_from(&*request.path).map_err(|_| ProxyError::Malformed("the request target is malformed"))?;
     if request.path.contains('#') {
         return Err(ProxyError::Path(PathFault::Fragment));
     }
@@ -98,12 +101,9 @@ fn head(request: &v1::ExplainRequest) -> Result<(HeaderValue, Cow<'_, str>), Pro
     if !host.is_empty() {
         check_host(host.as_bytes())?;
     }
-    let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| ProxyError::Malformed("the method is malformed"))?;
     check_method(&method)?;
     let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
     let path = canonical(path).map_err(ProxyError::Path)?;
-    // The query goes through unchanged, so far as a target can have it at all.
-    PathAndQuery::try_from(&*request.path).map_err(|_| ProxyError::Malformed("the request target is malformed"))?;
     Ok((host, path))
 }
 
@@ -339,7 +339,9 @@ mod tests {
         check("GET", "/api/comments/a?x y", "site", "400 MALFORMED_REQUEST");
         check("CONNECT", "/api/comments/a", "site", "400 MALFORMED_REQUEST");
         check("GE T", "/api/comments/a", "site", "400 MALFORMED_REQUEST");
-        check("GET", &format!("/{}", "a".repeat(8 * 1024)), "site", "414 URI_TOO_LONG");
+        let long = format!("/{}", "a".repeat(8 * 1024));
+        check("GET", &long, "site", "414 URI_TOO_LONG");
+        check("GET", &format!("{long}? "), "site", "400 MALFORMED_REQUEST");
         check("PUT", "/api/comments/a", "site", "405 METHOD_NOT_ALLOWED");
         check("PUT", "/v2", "site", "405 METHOD_NOT_ALLOWED");
         check("GET", "/", "site", "404 NOT_FOUND");
