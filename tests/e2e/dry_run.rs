@@ -221,7 +221,7 @@ fn verdict(answer: &Answer) -> Value {
     json!({"status": answer.status, "error": body["error"], "code": body["code"], "details": body["details"], "data": data, "retry": retry_after})
 }
 
-fn start() -> (World, Upstream, Registrations) {
+fn start(seed: u64) -> (World, Upstream, Registrations) {
     let upstream = Upstream::start("any");
     let digest: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
     let furt = Conf::new().grants(&GRANTS.replace("DIGEST", &digest)).gateway("registration_rate = 1000000/s").more(FIXED).start();
@@ -241,13 +241,14 @@ fn start() -> (World, Upstream, Registrations) {
         "http://127.0.0.1?x".into(),
         format!("http://127.0.0.1/{}", "a".repeat(3_000)),
     ];
-    let rng = Rng::with_seed(from_environment("FURT_SEED", 1) as u64);
+    let rng = Rng::with_seed(seed);
     (furt, upstream, Registrations { rng, urls, faulty: false, fitting: false })
 }
 
 #[test]
 fn a_dry_run_says_of_generated_registrations_what_registering_them_says() {
-    let (furt, upstream, mut registrations) = start();
+    let seed = from_environment("FURT_SEED", 1) as u64;
+    let (furt, upstream, mut registrations) = start(seed);
     let mut internal = Client::new(furt.internal);
     let mut said = HashMap::<String, usize>::new();
     let mut before = held(&mut internal);
@@ -259,7 +260,7 @@ fn a_dry_run_says_of_generated_registrations_what_registering_them_says() {
             internal.ask(&token.iter().fold(request, |request, token| request.field("Authorization", &format!("Bearer {token}"))))
         };
         let dry = ask(&mut internal, "/internal/register-service?dry_run=true");
-        let what = format!("registration {run}, token {token:?}: {}", &body[..body.len().min(2_000)]);
+        let what = format!("seed {seed}, registration {run}, token {token:?}: {}", body.chars().take(2_000).collect::<String>());
         assert_eq!(held(&mut internal), before, "a dry run changes nothing: {what}");
         let real = ask(&mut internal, "/internal/register-service");
         assert_eq!(verdict(&dry), verdict(&real), "{what}");
