@@ -73,17 +73,6 @@ impl Transition {
     }
 }
 
-/// Whether an instance takes new requests, its health aside (DESIGN §4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drain {
-    /// It does.
-    No,
-    /// An operator drained it: over renewals and restarts, until an operator undoes it.
-    ByOperator,
-    /// Its service says farewell: it is deregistered when its last request is done.
-    Leaving,
-}
-
 /// The last ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastPing {
@@ -128,8 +117,10 @@ pub struct Instance {
     pub uptime: Uptime,
     /// Whether it was restored at furt's start and has not renewed since.
     pub restored: bool,
-    /// Takes no new requests.
-    pub drain: Drain,
+    /// An operator drained it: over renewals and restarts, until an operator undoes it.
+    pub drained: bool,
+    /// Its service says farewell: it is deregistered when its last request is done.
+    pub leaving: bool,
     /// Why furt.conf no longer allows it; `None`: it does.
     pub withdrawn: Option<Arc<str>>,
     /// Sessions that hold it.
@@ -164,7 +155,8 @@ impl Instance {
             history: VecDeque::new(),
             uptime: Uptime::new(at.now, at.unix_ms),
             restored: false,
-            drain: Drain::No,
+            drained: false,
+            leaving: false,
             withdrawn: None,
             sessions: 0,
             order: admitted.order,
@@ -185,9 +177,7 @@ impl Instance {
         self.uptime.advance(at.now, before.health.state);
         self.history = before.history.clone();
         // An operator took it out, and only an operator brings it back.
-        if before.drain == Drain::ByOperator {
-            self.drain = Drain::ByOperator;
-        }
+        self.drained = before.drained;
         if before.health.state.name() != self.health.state.name() {
             self.note_transition(before.health.state, self.health.state, at, "registered anew");
         }
@@ -255,7 +245,7 @@ impl Instance {
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
             down: !self.health.state.serves(),
             misses: self.health.state.misses(),
-            drained: self.drain == Drain::ByOperator,
+            drained: self.drained,
             timeline: self.history.iter().map(transition).collect(),
             uptime: Some(self.uptime.stored(now, self.health.state)),
             last_ping_unix_ms: self.last_ping.as_ref().map_or(0, |ping| ping.unix_ms),
@@ -277,7 +267,7 @@ impl Instance {
         let mut instance = Self::new(admitted, number, at);
         instance.registered_unix_ms = record.registered_unix_ms;
         instance.restored = true;
-        instance.drain = if record.drained { Drain::ByOperator } else { Drain::No };
+        instance.drained = record.drained;
         instance.history = record.timeline.iter().rev().take(HISTORY).rev().map(Transition::restored).collect();
         if let Some(stored) = &record.uptime {
             instance.uptime = Uptime::restored(stored, alive_unix_ms, at.now, at.unix_ms);
@@ -295,9 +285,14 @@ impl Instance {
         Some(instance)
     }
 
+    /// Whether it takes no new requests, its health aside.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained || self.leaving
+    }
+
     /// Whether new requests may go to it at all.
     pub(crate) fn takes_requests(&self) -> bool {
-        self.health.state.serves() && self.drain == Drain::No && self.withdrawn.is_none()
+        self.health.state.serves() && !self.is_drained() && self.withdrawn.is_none()
     }
 
     /// What of its health a data plane knows: a change of it is a version.
@@ -374,7 +369,7 @@ impl Instance {
             protocol: self.registration.protocol.as_str().into(),
             parked: self.health.state.is_parked(),
             suspect: self.health.suspicion.is_some(),
-            drained: self.drain != Drain::No,
+            drained: self.is_drained(),
             registration_id: self.registration_id.to_string(),
             withdrawn: self.withdrawn.is_some(),
         }
@@ -417,7 +412,7 @@ impl Instance {
             protocol: registration.protocol.as_str().into(),
             metadata: registration.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
-            drained: self.drain != Drain::No,
+            drained: self.is_drained(),
             withdrawn: self.withdrawn.as_deref().unwrap_or_default().into(),
             restored: self.restored,
             session: self.sessions > 0,

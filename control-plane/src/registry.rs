@@ -1,9 +1,9 @@
 //! The registry: the one lock around the services, and what gRPC and JSON both call.
 //!
 //! Here: registering, deregistering, probing, reading; what the monitor asks. In `committer` what makes a change durable
-//! before it counts, in `draining` farewells, in `rules` furt.conf and its reloads, in `planes` the data planes, in
-//! `naming` the names of hosts, in `sessions` the sessions. Not here: decisions (`admission`, `services`), wire shapes
-//! of HTTP, sockets.
+//! before it counts, in `recovery` the store read and opened anew, in `draining` farewells, in `rules` furt.conf and its
+//! reloads, in `planes` the data planes, in `naming` the names of hosts, in `sessions` the sessions. Not here: decisions
+//! (`admission`, `services`), wire shapes of HTTP, sockets.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -46,6 +46,7 @@ mod committer;
 mod draining;
 mod naming;
 mod planes;
+mod recovery;
 mod rules;
 mod sessions;
 

@@ -20,7 +20,7 @@ use crate::{
     claims::Claims,
     health::{Health, Policy, State},
     publication::Publication,
-    records::{Change, Drain, Instance, Merged, Service, Transition},
+    records::{Change, Instance, Merged, Service, Transition},
     refusal::{Code, Refusal},
     registration::{Registration, RouteKey},
 };
@@ -71,6 +71,8 @@ pub struct Applied {
     pub carried_by: u64,
     /// Set when it woke a parked instance.
     pub transition: Option<Transition>,
+    /// It was withdrawn, and is no more: this registration was admitted.
+    pub readmitted: bool,
     /// Routes for which callers need less than before.
     pub loosened: Vec<RouteKey>,
 }
@@ -213,6 +215,7 @@ impl Services {
         let id = admitted.registration.instance.clone();
         let existing = self.instance(&name, id.as_str());
         let change = existing.map_or(Change::Started, |instance| instance.change_to(&admitted.registration));
+        let readmitted = existing.is_some_and(|instance| instance.withdrawn.is_some());
         let (transition, loosened) = match change {
             Change::Started => (None, self.start(admitted, at)),
             Change::Updated | Change::Renewed => self.renew(admitted, change, at),
@@ -226,6 +229,7 @@ impl Services {
             version,
             carried_by: self.publication.version_of(&name),
             transition,
+            readmitted,
             loosened,
         }
     }
@@ -281,6 +285,7 @@ impl Services {
         if instance.addresses[..] != admitted.addresses[..] {
             instance.addresses = admitted.addresses.into();
             publish = true;
+            self.dirty.insert((name.clone(), id.clone()));
         }
         // Who speaks for it is asked again at a reload, so the store has to know.
         if (instance.peer, instance.by_operator) != (admitted.peer, admitted.by_operator) {
@@ -288,11 +293,8 @@ impl Services {
             self.dirty.insert((name.clone(), id.clone()));
         }
         instance.restored = false;
-        // A registration after the farewell: its service goes on.
-        if instance.drain == Drain::Leaving {
-            instance.drain = Drain::No;
-            publish = true;
-        }
+        // What was just admitted is allowed, and a registration after the farewell says that its service goes on.
+        publish |= instance.withdrawn.take().is_some() | std::mem::take(&mut instance.leaving);
         if change == Change::Updated {
             instance.registration = admitted.registration;
         }
@@ -334,6 +336,11 @@ impl Services {
         self.routes_changed(name);
     }
 
+    /// Whether an instance still says farewell: it has not registered again since.
+    pub fn is_leaving(&self, name: &ServiceName, id: &InstanceId, registration_id: &str) -> bool {
+        self.current(name.as_str(), id.as_str(), registration_id).is_some_and(|instance| instance.leaving)
+    }
+
     /// Whether a parked instance may be forgotten: it has not woken since, and others are left.
     pub fn is_forgettable(&self, name: &ServiceName, id: &InstanceId, registration_id: &str) -> bool {
         let lonely = self.services.get(name).is_none_or(|service| service.instances.len() < 2);
@@ -341,11 +348,21 @@ impl Services {
         parked && !lonely
     }
 
-    /// Drains instances, or takes it back.
-    pub fn drain(&mut self, name: &ServiceName, ids: &[InstanceId], drain: Drain) {
+    /// An operator drains instances, or takes it back; a farewell under way goes on.
+    pub fn drain(&mut self, name: &ServiceName, ids: &[InstanceId], on: bool) {
         for id in ids {
             if let Some(instance) = instance_mut(&mut self.services, name, id) {
-                instance.drain = drain;
+                instance.drained = on;
+            }
+        }
+        self.instances_changed(name);
+    }
+
+    /// Instances say farewell.
+    pub fn leave(&mut self, name: &ServiceName, ids: &[InstanceId]) {
+        for id in ids {
+            if let Some(instance) = instance_mut(&mut self.services, name, id) {
+                instance.leaving = true;
             }
         }
         self.instances_changed(name);
@@ -412,6 +429,8 @@ impl Services {
             return false;
         }
         instance.addresses = addresses.into();
+        // After a restart they serve before the name has been looked up again.
+        self.dirty.insert((name.clone(), id.clone()));
         self.instances_changed(name);
         true
     }

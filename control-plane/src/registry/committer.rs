@@ -1,9 +1,9 @@
 //! Makes changes durable before they count (DESIGN §11).
 //!
 //! Here: what waits for the store, in rounds: admit against what is committed and what is pending, one sync for all of
-//! the round with no lock held, apply, publish, answer. A failed round leaves nothing behind; the store is then opened
-//! anew until it works. Not here: how a store keeps things (`store`), decisions (`admission`), what applying means
-//! (`services`).
+//! the round with no lock held, apply, publish, answer. A failed round leaves nothing behind. Not here: reading the
+//! store, and opening it anew after a fault (`recovery`), how it keeps things (`store`), decisions (`admission`), what
+//! applying means (`services`).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -13,17 +13,16 @@ use tokio::sync::oneshot;
 use ulid::Ulid;
 
 use super::{
-    rules::{Verdict, readmit_all, readmit_one},
+    recovery::note_issue,
+    rules::{Verdict, readmit_one},
     *,
 };
-use crate::store::{Batch, Key, Loaded, StoreError};
+use crate::store::{Batch, Key, StoreError};
 
 /// Changes that may wait; further ones are refused, so that no burst fills the memory.
 const MOST_WAITING: usize = 4_096;
 /// Changes of one round: what is planned and applied under one hold of the lock.
 const MOST_IN_ROUND: usize = 256;
-/// How long until a store that failed is opened anew.
-const AGAIN: Duration = Duration::from_millis(500);
 /// How often the store notes that furt runs: uptime after a crash counts up to then.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 
@@ -100,11 +99,11 @@ pub(super) struct Changes {
     /// Services with a change that waits or is being made durable, and how many.
     busy: HashMap<ServiceName, usize>,
     running: bool,
-    loaded: bool,
+    pub(super) loaded: bool,
     /// What the store holds and this furt cannot read: kept for one that can.
-    foreign: Vec<(Key, Vec<u8>)>,
+    pub(super) foreign: Vec<(Key, Vec<u8>)>,
     /// Why nothing can be made durable for now, and since when.
-    outage: Option<(Instant, Arc<str>)>,
+    pub(super) outage: Option<(Instant, Arc<str>)>,
 }
 
 impl Changes {
@@ -435,112 +434,8 @@ impl Registry {
         tokio::spawn(self.clone().recover());
     }
 
-    /// Tries the store again and again.
-    async fn recover(self) {
-        loop {
-            tokio::select! {
-                () = self.shared.closed.cancelled() => return,
-                () = tokio::time::sleep(AGAIN) => {}
-            }
-            let known = self.lock().changes.loaded;
-            let outcome = if known { self.reopen().await } else { self.load().await };
-            match outcome {
-                Ok(()) => return,
-                Err(error) => {
-                    let why: Arc<str> = error.to_string().into();
-                    let mut state = self.lock();
-                    let news = state.changes.outage.as_ref().is_none_or(|(_, last)| *last != why);
-                    if news && let Some((_, last)) = &mut state.changes.outage {
-                        *last = why.clone();
-                        note_issue(&mut state, Some(&why));
-                    }
-                    self.publish(state);
-                }
-            }
-        }
-    }
-
-    /// Opens a store that failed, and makes it hold what is true.
-    async fn reopen(&self) -> Result<(), StoreError> {
-        let records = self.records();
-        self.on_store(move |store| store.recover(&records, unix_ms_now())).await?;
-        self.recovered(self.lock());
-        Ok(())
-    }
-
-    fn recovered(&self, mut state: MutexGuard<'_, State>) {
-        let since = state.changes.outage.take().map(|(since, _)| since);
-        note_issue(&mut state, None);
-        self.store_soon(&mut state);
-        self.publish(state);
-        if let Some(since) = since {
-            self.telemetry().store_recovered(since.elapsed());
-        }
-    }
-
-    /// Every instance as the store should hold it.
-    fn records(&self) -> Vec<(Key, Vec<u8>)> {
-        let now = Instant::now();
-        let foreign = {
-            let state = self.lock();
-            let known =
-                |key: &Key| state.services.get(&key.service).is_some_and(|service| service.instances.contains_key(key.instance.as_str()));
-            state.changes.foreign.iter().filter(|(key, _)| !known(key)).cloned().collect::<Vec<_>>()
-        };
-        let mut records = self.walk(|service, out| {
-            out.extend(service.instances.iter().map(|(id, instance)| (key(&service.name, id), instance.record(now).encode_to_vec())));
-        });
-        records.extend(foreign);
-        records
-    }
-
-    /// Reads the store at furt's start; to be called before anything is served. When it cannot be read, furt goes on
-    /// with what it has, says so, refuses changes and tries again: a store that cannot be read is not an empty one.
-    pub async fn restore(&self) -> Result<(), StoreError> {
-        let read = self.load().await;
-        if let Err(error) = &read {
-            let why: Arc<str> = error.to_string().into();
-            let mut state = self.lock();
-            state.changes.outage = Some((Instant::now(), why.clone()));
-            note_issue(&mut state, Some(&why));
-            self.publish(state);
-            self.telemetry().store_failed(error);
-            tokio::spawn(self.clone().recover());
-        }
-        read
-    }
-
-    async fn load(&self) -> Result<(), StoreError> {
-        let began = Instant::now();
-        let Loaded { records, alive_unix_ms } = self.on_store(|store| store.load()).await?;
-        let decoded: Result<Vec<_>, _> = records.iter().map(|(_, value)| InstanceRecord::decode(&value[..])).collect();
-        let undecoded = |error: prost::DecodeError| StoreError::Corrupt { file: "the store".into(), cause: error.to_string() };
-        let decoded = decoded.map_err(undecoded)?;
-        let mut state = self.lock();
-        let at = moment();
-        let mut foreign = Vec::new();
-        for (record, stored) in decoded.iter().zip(records) {
-            if !state.services.restore(record, alive_unix_ms, at) {
-                // It stays in the store: the furt that wrote it could read it.
-                self.telemetry().not_restored(&stored.0.service, &stored.0.instance);
-                foreign.push(stored);
-            }
-        }
-        state.changes.foreign = foreign;
-        let verdicts = readmit_all(&self.rules(), &mut state.services);
-        state.changes.loaded = true;
-        state.changes.outage.take();
-        note_issue(&mut state, None);
-        let (services, instances) = (state.services.len(), state.services.instances());
-        self.publish(state);
-        self.shared.due.notify_one();
-        self.telemetry().restored(instances, services, began.elapsed());
-        verdicts.iter().for_each(|verdict| self.tell_verdict(verdict));
-        Ok(())
-    }
-
     /// Runs something on the store, where it may block.
-    async fn on_store<T: Send + 'static>(
+    pub(super) async fn on_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -571,8 +466,14 @@ impl Registry {
 
     /// Stores all that is known, at shutdown, as far as the store takes it.
     pub async fn flush(&self) {
-        // A round takes some of what is dirty, and nothing becomes dirty any more.
-        while self.submit(Operation::Alive).await.is_ok() && self.lock().services.is_dirty() {}
+        // A round takes only some of what is dirty, and the one before it may be under way.
+        let mut more = true;
+        while more {
+            more = self.lock().services.is_dirty();
+            if self.submit(Operation::Alive).await.is_err() {
+                return;
+            }
+        }
     }
 
     fn tell(&self, told: Option<Told>) {
@@ -606,19 +507,13 @@ fn reply(to: Option<oneshot::Sender<Answer>>, answer: Answer) {
     }
 }
 
-fn key(service: &ServiceName, instance: &InstanceId) -> Key {
+pub(super) fn key(service: &ServiceName, instance: &InstanceId) -> Key {
     Key { service: service.to_string(), instance: instance.to_string() }
 }
 
 fn unavailable(why: &str) -> Refusal {
     let message = format!("nothing can be made durable for now: {why}");
     Refusal { retry_after: Some(Duration::from_secs(1)), ..Refusal::one(Code::StoreUnavailable, message) }
-}
-
-/// Says on `/health` why changes are refused, or no longer does.
-fn note_issue(state: &mut State, why: Option<&str>) {
-    state.issues = why.map(|why| format!("registrations are refused: {why}")).into_iter().collect();
-    state.notices += 1;
 }
 
 #[cfg(test)]

@@ -268,6 +268,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_operators_drain_and_a_farewell_do_not_undo_each_other() {
+        let (registry, answers) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        let undo = v1::DrainRequest { service: "sagjan".into(), undo: true, ..Default::default() };
+        // Whoever takes the drain of the whole service back sends nothing to a process that is about to end.
+        let leaving = draining(&registry, of("a", &answers[0].registration_id)).await;
+        plane.says(registry.stamp().version, &[(1, 1)]);
+        registry.drain(&local(), undo).await.unwrap();
+        assert_eq!(drained(&registry), ["a".to_owned()].into());
+        plane.says(registry.stamp().version, &[]);
+        assert!(leaving.await.unwrap().unwrap().deregistered);
+        // A service that registers after its farewell is drained as an operator left it.
+        let operator = draining(&registry, of("b", "")).await;
+        let leaving = tokio::spawn({
+            let (registry, farewell) = (registry.clone(), of("b", &answers[1].registration_id));
+            async move { registry.drain(&local(), farewell).await }
+        });
+        while !registry.lock().services.is_leaving(&"sagjan".parse().unwrap(), &"b".parse().unwrap(), &answers[1].registration_id) {
+            tokio::task::yield_now().await;
+        }
+        let again = v1::RegisterRequest { instance: "b".into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+        registry.try_it(again).await.unwrap();
+        plane.says(registry.stamp().version, &[]);
+        assert!(!leaving.await.unwrap().unwrap().deregistered);
+        assert!(!operator.await.unwrap().unwrap().deregistered);
+        assert_eq!(drained(&registry), ["b".to_owned()].into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_what_is_drained_no_more() {
+        let (registry, _) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        let began = Instant::now();
+        let task = draining(&registry, of("a", "")).await;
+        plane.says(registry.stamp().version, &[(1, 5)]);
+        registry.drain(&local(), v1::DrainRequest { undo: true, ..of("a", "") }).await.unwrap();
+        // It counts no longer what is drained nowhere.
+        registry.heard(plane.1, &v1::WatchRequest { version: registry.stamp().version, ..Default::default() });
+        assert_eq!(task.await.unwrap().unwrap().in_flight, 0);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_registration_after_the_farewell_goes_on() {
         let (registry, answers) = two_instances().await;
         let plane = Plane(registry.clone(), registry.attach(false));

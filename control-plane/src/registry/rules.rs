@@ -202,9 +202,11 @@ fn named<T: PartialEq>(section: &str, before: &[T], now: &[T], name: impl Fn(&T)
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
     use super::*;
     use crate::{
-        config::Grants,
+        config::{Grant, Grants},
         registry::tests::{config, grant, local, request, static_route},
     };
 
@@ -298,6 +300,37 @@ mod tests {
         let instances = registry.get_service("sagjan").unwrap().instances;
         let withdrawn: Vec<_> = instances.iter().map(|instance| (instance.id.as_str(), !instance.withdrawn.is_empty())).collect();
         assert_eq!(withdrawn, [("a", false), ("b", true), ("c", false)]);
+    }
+
+    #[tokio::test]
+    async fn what_registers_as_furt_conf_allows_is_withdrawn_no_more() {
+        let registry = Registry::new(config());
+        for instance in ["a", "b"] {
+            let request = v1::RegisterRequest { instance: instance.into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+            registry.try_it(request).await.unwrap();
+        }
+        registry.try_it(request("obr", 7813, &["GET /obr"])).await.unwrap();
+        let one = Grant { max_instances: 1, ..grant(None) };
+        let obr = Grant { paths: Some(vec!["/other".parse().unwrap()]), ..grant(Some("obr")) };
+        let changes = reload(&registry, |config| config.grants = [one, obr].into()).await;
+        assert_eq!(changes.len(), 4, "{changes:?}");
+
+        // The same again, once there is room for it.
+        let farewell = v1::DeregisterRequest { service: "sagjan".into(), instance: "a".into(), ..Default::default() };
+        registry.deregister(&local(), farewell).await.unwrap();
+        assert_ne!(withdrawn(&registry, "sagjan"), "");
+        let again = v1::RegisterRequest { instance: "b".into(), ..request("sagjan", 7812, &["GET /api/*"]) };
+        registry.try_it(again).await.unwrap();
+        assert_eq!(withdrawn(&registry, "sagjan"), "");
+        // With a route that it may have.
+        registry.try_it(request("obr", 7813, &["GET /other"])).await.unwrap();
+        assert_eq!(withdrawn(&registry, "obr"), "");
+        assert!(registry.list_routes(&v1::ListRoutesRequest::default()).routes.iter().all(|route| route.active));
+        let mut told = Box::pin(registry.events().watch("0", "").unwrap());
+        let kept = std::iter::from_fn(|| told.next().now_or_never().flatten());
+        let readmitted: Vec<_> = kept.filter(|event| event.kind == "READMITTED").map(|event| event.service).collect();
+        assert_eq!(readmitted, ["sagjan", "obr"]);
+        assert_eq!(reload(&registry, |_| {}).await, Vec::<String>::new());
     }
 
     #[tokio::test]

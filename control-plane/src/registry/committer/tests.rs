@@ -3,7 +3,11 @@
 use std::sync::Condvar;
 
 use super::*;
-use crate::registry::tests::{config, local, request};
+use crate::{
+    registry::tests::{config, grant, local, request},
+    resolve::tests::FakeLookup,
+    store::Loaded,
+};
 
 /// A store that does as it is told.
 #[derive(Default, Clone)]
@@ -263,4 +267,93 @@ async fn what_was_down_is_down_after_a_restart_and_what_was_up_is_unknown() {
     let renewed = after.try_it(request("up", 7812, &["GET /up"])).await.unwrap();
     assert_eq!(renewed.registration_id, up.registration_id);
     assert!(!after.get_service("up").unwrap().instances[0].restored);
+}
+
+#[tokio::test]
+async fn who_registers_again_before_the_round_of_its_farewell_stays() {
+    let store = Told::default();
+    let registry = store.registry();
+    registry.restore().await.unwrap();
+    let of = |instance: &str, route: &str| v1::RegisterRequest { instance: instance.into(), ..request("sagjan", 7812, &[route]) };
+    let first = registry.try_it(of("a", "GET /a")).await.unwrap();
+    registry.try_it(of("b", "GET /a")).await.unwrap();
+    let plane = registry.attach(false);
+    let counts = |requests: u32| {
+        let version = registry.stamp().version;
+        let in_flight = vec![v1::InFlight { service: "sagjan".into(), instance: 1, requests }];
+        registry.heard(plane, &v1::WatchRequest { version, counted: true, in_flight, ..Default::default() });
+    };
+    let spawn = |request: v1::RegisterRequest| {
+        let registry = registry.clone();
+        tokio::spawn(async move { registry.try_it(request).await })
+    };
+    let waits = async |changes: usize| {
+        while registry.lock().changes.busy.get("sagjan").is_none_or(|busy| *busy < changes) {
+            tokio::task::yield_now().await;
+        }
+    };
+
+    let farewell = v1::DrainRequest {
+        service: "sagjan".into(),
+        instance: "a".into(),
+        registration_id: first.registration_id.clone(),
+        ..Default::default()
+    };
+    let leaving = tokio::spawn({
+        let registry = registry.clone();
+        async move { registry.drain(&local(), farewell).await }
+    });
+    until(&registry, || registry.get_service("sagjan").unwrap().instances[0].drained).await;
+    // Another instance's change holds the service up; the renewal waits behind it, and the end of the farewell behind that.
+    store.with(|kept| kept.held = true);
+    let other = spawn(of("b", "GET /b"));
+    waits(1).await;
+    let renewal = spawn(of("a", "GET /a"));
+    waits(2).await;
+    counts(0);
+    waits(3).await;
+    store.with(|kept| kept.held = false);
+
+    other.await.unwrap().unwrap();
+    assert_eq!(renewal.await.unwrap().unwrap().registration_id, first.registration_id);
+    assert!(!leaving.await.unwrap().unwrap().deregistered);
+    let stays = registry.get_service("sagjan").unwrap().instances.remove(0);
+    assert_eq!((stays.id.as_str(), stays.drained), ("a", false), "what was acknowledged is there");
+    assert_eq!(store.keys(), ["sagjan/a", "sagjan/b"]);
+}
+
+#[tokio::test]
+async fn new_addresses_of_a_name_are_stored() {
+    let (store, lookup) = (Told::default(), FakeLookup::default());
+    lookup.set("sagjan.internal", &["10.0.0.7"]);
+    let mut config = config();
+    config.grants = [crate::config::Grant { upstreams: Some("10.0.0.0/24".parse().unwrap()), ..grant(None) }].into();
+    let registry = Registry::with_lookup(config, Arc::new(lookup), Box::new(store.clone()));
+    registry.restore().await.unwrap();
+    let named = v1::RegisterRequest { url: "http://sagjan.internal:7812".into(), ..request("sagjan", 1, &["GET /a"]) };
+    registry.try_it(named).await.unwrap();
+    let wanted = registry.registered_names().remove(0);
+    registry.registered_resolved(&wanted, Ok(vec!["10.0.0.8".parse().unwrap()]));
+    registry.flush().await;
+    let record = store.with(|kept| kept.records.values().next().cloned().unwrap());
+    assert_eq!(InstanceRecord::decode(&record[..]).unwrap().addresses, ["10.0.0.8:7812"]);
+}
+
+#[tokio::test]
+async fn at_the_end_all_that_is_dirty_is_stored_however_much_it_is() {
+    let store = Told::default();
+    let registry = store.registry();
+    registry.restore().await.unwrap();
+    let many = MOST_IN_ROUND * 2 + 1;
+    for index in 0..many {
+        registry.try_it(request(&format!("s{index}"), 7812, &[&format!("GET /{index}")])).await.unwrap();
+    }
+    store.with(|kept| kept.commits.clear());
+    {
+        let mut state = registry.lock();
+        let all: Vec<_> = state.services.by_order().into_iter().map(|(name, id, _)| (name.clone(), id.clone())).collect();
+        all.iter().for_each(|(name, id)| state.services.mark(name, id));
+    }
+    registry.flush().await;
+    assert_eq!(store.with(|kept| kept.commits.iter().sum::<usize>()), many);
 }
