@@ -59,8 +59,12 @@ impl InstanceState {
         self.closed.store(false, Ordering::SeqCst);
     }
 
-    /// A connect failed: set aside for 1, 2, 4 … 30 s.
+    /// A connect failed: set aside for 1, 2, 4 … 30 s. Connects that fail while it is aside are of one failure, however
+    /// many requests met it at once.
     pub fn connect_failed(&self, now: u64) {
+        if self.is_aside(now) {
+            return;
+        }
         let failures = self.failed_connects.fetch_add(1, Ordering::Relaxed);
         let seconds = 1u64.checked_shl(failures).map_or(30, |seconds| seconds.min(30));
         self.aside_until.store(now + seconds * SECOND, Ordering::Relaxed);
@@ -219,12 +223,21 @@ mod tests {
         assert_eq!(counts(&all, &any, 2, &[]), [0, 4000, 0, 0]);
         assert_eq!(counts(&all, &any, 2, &[1])[0], 4000, "better than none");
         assert!(counts(&all, &any, 1 + SECOND, &[])[0] > 0, "a second later");
-        all[0].state.connect_failed(1);
-        assert!(all[0].state.is_aside(2 * SECOND) && !all[0].state.is_aside(1 + 2 * SECOND), "then two seconds");
-        (0..70).for_each(|_| all[0].state.connect_failed(1));
-        assert!(all[0].state.is_aside(30 * SECOND) && !all[0].state.is_aside(1 + 30 * SECOND), "never more than thirty");
+        let mut now = 1 + SECOND;
+        for seconds in [2, 4, 8, 16, 30, 30] {
+            // Many at once find out together.
+            (0..70).for_each(|later| all[0].state.connect_failed(now + later));
+            assert!(all[0].state.is_aside(now + seconds * SECOND - 1) && !all[0].state.is_aside(now + seconds * SECOND), "{seconds}");
+            now += seconds * SECOND;
+        }
+        (0..70).for_each(|_| {
+            all[0].state.connect_failed(now);
+            now += 30 * SECOND;
+        });
+        assert!(all[0].state.is_aside(now - 1) && !all[0].state.is_aside(now), "never more than thirty");
+        all[0].state.connect_failed(now);
         all[0].state.connected();
-        assert!(!all[0].state.is_aside(2));
+        assert!(!all[0].state.is_aside(now));
     }
 
     #[test]
