@@ -2,10 +2,10 @@
 //!
 //! In reading order: [`config`]; the pure parts: [`health`] and [`uptime`] of one instance, [`registration`] and
 //! [`refusal`], the [`records`] and the [`services`] that hold them, who may what in [`claims`], [`limits`] and
-//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`], [`machine`],
-//! [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`], [`identity`],
-//! [`http`] with [`body`], [`json`], [`answers`] and [`openapi`], [`grpc`] with [`session`]; and what is told: [`telemetry`] with
-//! [`events`].
+//! [`admission`], and [`publication`] with [`published`]; what carries them out: [`registry`] with its [`store`],
+//! [`machine`], [`resolve`], [`monitor`] with its [`probe`], [`snapshots`]; the edges: [`listener`], [`guard`],
+//! [`identity`], [`http`] with [`body`], [`json`], [`answers`] and [`openapi`], [`grpc`] with [`session`]; and what is
+//! told: [`telemetry`] with [`events`].
 
 pub mod admission;
 pub mod answers;

@@ -21,7 +21,7 @@ use crate::store::{Batch, Key, StoreError};
 
 /// Changes that may wait; further ones are refused, so that no burst fills the memory.
 const MOST_WAITING: usize = 4_096;
-/// Changes of one round: what is planned and applied under one hold of the lock.
+/// Changes of one round, those that are refused included: what is planned under one hold of the lock.
 const MOST_IN_ROUND: usize = 256;
 /// How often the store notes that furt runs: uptime after a crash counts up to then.
 const HEARTBEAT: Duration = Duration::from_secs(60);
@@ -262,7 +262,8 @@ impl Registry {
         for waiting in std::mem::take(&mut state.changes.queue) {
             let service = waiting.operation.service().cloned();
             // The second change of a service is planned on what the first has made of it.
-            if round.steps.len() >= MOST_IN_ROUND || service.as_ref().is_some_and(|service| taken.contains(service)) {
+            let full = round.steps.len() + round.settled.len() >= MOST_IN_ROUND;
+            if full || service.as_ref().is_some_and(|service| taken.contains(service)) {
                 later.push_back(waiting);
                 continue;
             }

@@ -308,6 +308,31 @@ fn a_parked_instance_is_forgotten_after_a_while_but_never_the_last_one() {
 }
 
 #[test]
+fn the_last_64_changes_of_state_are_kept_with_their_causes_also_over_a_restart() {
+    let mut world = World::new();
+    world.register(sagjan());
+    for _ in 0..50 {
+        while world.instance().health.state.serves() {
+            world.wait(world.due_in().unwrap());
+            world.probe(Seen::Missed("connection refused".into()));
+        }
+        world.wait(world.due_in().unwrap());
+        world.probe(answered());
+    }
+    let told = |instance: &Instance| {
+        instance.history.iter().map(|change| format!("{} {} {}", change.from.word(), change.to.word(), change.cause)).collect::<Vec<_>>()
+    };
+    let kept = told(world.instance());
+    assert_eq!(kept.len(), 64);
+    assert!(kept.chunks(2).all(|pair| pair == ["UP DOWN connection refused", "DOWN UP answered"]), "{kept:?}");
+    let record = world.instance().record(world.at.now);
+    let mut after = World::new();
+    assert!(after.services.restore(&record, 0, after.at));
+    let restored = told(after.instance());
+    assert_eq!((&restored[..63], &*restored[63]), (&kept[1..], "UP UNKNOWN furt started"));
+}
+
+#[test]
 fn nothing_is_left_of_services_that_are_gone() {
     let mut world = World::new();
     for index in 0..100 {

@@ -357,3 +357,47 @@ async fn at_the_end_all_that_is_dirty_is_stored_however_much_it_is() {
     registry.flush().await;
     assert_eq!(store.with(|kept| kept.commits.iter().sum::<usize>()), many);
 }
+
+#[tokio::test(start_paused = true)]
+async fn parked_instances_are_forgotten_in_the_store_too_but_for_the_last_one() {
+    let store = Told::default();
+    let registry = store.registry();
+    registry.restore().await.unwrap();
+    for instance in ["a", "b", "c"] {
+        let request = v1::RegisterRequest { instance: instance.into(), ..request("sagjan", 7812, &["GET /a"]) };
+        registry.try_it(request).await.unwrap();
+    }
+    let parked = || registry.get_service("sagjan").unwrap().instances.iter().all(|instance| instance.parked);
+    let pass = |seconds: u64| {
+        let registry = registry.clone();
+        async move {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            for ticket in registry.take_due(Instant::now(), 10) {
+                registry.record(&ticket, &Seen::Missed("no".into()), Instant::now(), 0.0);
+            }
+        }
+    };
+    while !parked() {
+        pass(60).await;
+    }
+    // All of them are due at once, and a store that fails only puts it off.
+    store.with(|kept| kept.fails = true);
+    pass(86_400).await;
+    until(&registry, || !registry.notice(&registry.lock()).issues.is_empty()).await;
+    assert_eq!(store.keys().len(), 3);
+    store.with(|kept| kept.fails = false);
+    until(&registry, || registry.notice(&registry.lock()).issues.is_empty()).await;
+    let left = || registry.get_service("sagjan").unwrap().instances.len();
+    while left() > 1 {
+        pass(60).await;
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        pass(86_400).await;
+    }
+    registry.flush().await;
+    assert_eq!((left(), store.keys().len()), (1, 1), "its routes would be anybody's");
+    let mut told = Box::pin(registry.events().watch("0", "").unwrap());
+    let kept = std::iter::from_fn(|| futures_util::FutureExt::now_or_never(futures_util::StreamExt::next(&mut told)).flatten());
+    assert_eq!(kept.filter(|event| event.kind == "FORGOTTEN").count(), 2);
+}
