@@ -53,9 +53,9 @@ pub trait Held {
     fn claims(&self) -> &Claims<ServiceName>;
     /// Why a service that holds a route may not come back for it; `None`: it is there.
     fn is_past(&self, service: &ServiceName) -> Option<&'static str>;
-    /// Instances of a service that are not parked, this one left out.
+    /// Instances of a service that are neither parked nor withdrawn, this one left out.
     fn others_awake(&self, service: &ServiceName, instance: &str) -> usize;
-    /// Whether this instance is there and not parked.
+    /// Whether this instance is there, and neither parked nor withdrawn.
     fn is_awake(&self, service: &ServiceName, instance: &str) -> bool;
 }
 

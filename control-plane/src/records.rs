@@ -290,6 +290,11 @@ impl Instance {
         self.drained || self.leaving
     }
 
+    /// Whether it counts among the instances that its grant allows at once.
+    pub(crate) fn is_awake(&self) -> bool {
+        !self.health.state.is_parked() && self.withdrawn.is_none()
+    }
+
     /// Whether new requests may go to it at all.
     pub(crate) fn takes_requests(&self) -> bool {
         self.health.state.serves() && !self.is_drained() && self.withdrawn.is_none()

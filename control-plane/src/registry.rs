@@ -51,6 +51,7 @@ mod rules;
 mod sessions;
 
 use committer::{Changes, Done, Operation, Registering, Removal};
+use draining::Underway;
 pub use draining::{DRAIN_SECONDS, MOST_DRAIN_SECONDS};
 use planes::Planes;
 pub use rules::Reloaded;
@@ -97,6 +98,8 @@ pub(crate) struct State {
     /// The addresses of each static route, in the order of furt.conf.
     statics: Vec<Vec<SocketAddr>>,
     planes: Planes,
+    /// Drains that are waited for.
+    underway: Underway,
     changes: Changes,
     /// What furt lacks, for `/health`.
     issues: Vec<String>,
@@ -136,6 +139,7 @@ impl Registry {
             limits: Limits::new(config.registration_rate),
             statics,
             planes: Planes::default(),
+            underway: Underway::new(),
             // What blocks has something to read first.
             changes: Changes::new(!store_blocks),
             issues: Vec::new(),

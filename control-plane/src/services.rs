@@ -526,11 +526,11 @@ impl Held for Services {
         all(|instance| instance.withdrawn.is_some()).then_some("is withdrawn, as furt.conf no longer allows it")
     }
     fn others_awake(&self, service: &ServiceName, instance: &str) -> usize {
-        let awake = |(id, other): (&InstanceId, &Instance)| id.as_str() != instance && !other.health.state.is_parked();
+        let awake = |(id, other): (&InstanceId, &Instance)| id.as_str() != instance && other.is_awake();
         self.services.get(service).map_or(0, |service| service.instances.iter().filter(|entry| awake(*entry)).count())
     }
     fn is_awake(&self, service: &ServiceName, instance: &str) -> bool {
-        self.instance(service, instance).is_some_and(|instance| !instance.health.state.is_parked())
+        self.instance(service, instance).is_some_and(Instance::is_awake)
     }
 }
 

@@ -95,6 +95,9 @@ impl SnapshotService for Snapshots {
     async fn watch(&self, request: Request<Streaming<v1::WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let config = self.registry.config();
         let peer = self.may_follow(&config, request.extensions().get())?;
+        if peer.is_some() && !self.registry.has_room_for_a_plane() {
+            return Err(Status::resource_exhausted("too many data planes follow already"));
+        }
         let subscriber = Subscriber::new(self.clone(), peer, config, request.into_inner());
         let stream = stream::unfold(Some(subscriber), |subscriber| async move {
             let mut subscriber = subscriber?;

@@ -2,6 +2,8 @@
 //!
 //! Here: whose drain it is, waiting for the data planes, deregistering after a farewell. Not here: counting requests.
 
+use std::collections::HashMap;
+
 use super::*;
 use crate::identity::Identity;
 
@@ -9,6 +11,12 @@ use crate::identity::Identity;
 pub const DRAIN_SECONDS: u32 = 30;
 /// The longest that is waited for them.
 pub const MOST_DRAIN_SECONDS: u32 = 300;
+/// Drains of one instance, or of one whole service, that are waited for at once: each waits on when whoever asked has
+/// gone, so who asks again and again would fill the memory.
+const MOST_AT_ONCE: usize = 16;
+
+/// What is being drained, and how often at once; whole services without an instance.
+pub(super) type Underway = HashMap<(ServiceName, Option<InstanceId>), usize>;
 
 /// Whose drain it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +30,8 @@ enum By {
 impl Registry {
     /// Drains instances, or takes an operator's drain back: see `DrainRequest`.
     ///
-    /// Errors: VALIDATION_ERROR, NOT_FOUND, STALE_REGISTRATION, UNAUTHORIZED and FORBIDDEN, STORE_UNAVAILABLE.
+    /// Errors: VALIDATION_ERROR, NOT_FOUND, STALE_REGISTRATION, UNAUTHORIZED and FORBIDDEN, STORE_UNAVAILABLE; and
+    /// SERVICE_UNAVAILABLE while too many wait for the same already.
     pub async fn drain(&self, peer: &Peer, request: v1::DrainRequest) -> Result<v1::DrainResponse, Refusal> {
         let answer = self.try_drain(peer, &request).await;
         if let Err(refusal) = &answer {
@@ -49,9 +58,28 @@ impl Registry {
         // Whoever names the registration speaks for the service itself, also where a loopback peer is operator.
         let by = if identity == Identity::Operator && request.registration_id.is_empty() { By::Operator } else { By::Itself };
         let (registry, registration_id) = (self.clone(), request.registration_id.clone());
+        let begun = self.begin_drain(&service, instance.as_ref(), &registration_id)?;
         // To its end, even if whoever asked goes away meanwhile: a service that takes its leave often does.
-        let drained = tokio::spawn(async move { registry.drain_to_the_end(by, service, instance, &registration_id, wait).await });
+        let drained = tokio::spawn(async move {
+            let _begun = begun;
+            registry.drain_to_the_end(by, service, instance, &registration_id, wait).await
+        });
         drained.await.unwrap_or_else(|_| Err(Refusal::one(Code::Internal, "draining broke off")))
+    }
+
+    /// Counts a drain for as long as the answer lives.
+    fn begin_drain(&self, service: &ServiceName, instance: Option<&InstanceId>, registration_id: &str) -> Result<Begun, Refusal> {
+        let mut state = self.lock();
+        state.services.named(service, instance, registration_id)?;
+        let what = (service.clone(), instance.cloned());
+        let count = state.underway.entry(what.clone()).or_default();
+        if *count >= MOST_AT_ONCE {
+            let message = format!("{MOST_AT_ONCE} drains of the same are waited for already");
+            return Err(Refusal { retry_after: Some(Duration::from_secs(1)), ..Refusal::one(Code::Unavailable, message) });
+        }
+        *count += 1;
+        drop(state);
+        Ok(Begun { registry: self.clone(), what })
     }
 
     async fn drain_to_the_end(
@@ -136,6 +164,22 @@ impl Registry {
     }
 }
 
+/// A drain that is counted as under way until this is dropped.
+struct Begun {
+    registry: Registry,
+    what: (ServiceName, Option<InstanceId>),
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let mut state = self.registry.lock();
+        match state.underway.get_mut(&self.what) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(state.underway.remove(&self.what)),
+        }
+    }
+}
+
 /// Instances that take their leave, and since which version.
 struct Leaving {
     instances: Vec<(InstanceId, Arc<str>)>,
@@ -165,6 +209,8 @@ fn check(instance: Option<&InstanceId>, request: &v1::DrainRequest) -> Result<Du
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::registry::tests::{config, local, request};
@@ -321,6 +367,37 @@ mod tests {
         assert!(!task.await.unwrap().unwrap().deregistered);
         assert!(drained(&registry).is_empty());
         assert_eq!(registry.get_service("sagjan").unwrap().instances.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_again_and_again_is_refused_and_the_others_are_not() {
+        let (registry, answers) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        // Whoever asked goes away at once; what was asked goes on.
+        let farewell = v1::DrainRequest { seconds: Some(300), ..of("a", &answers[0].registration_id) };
+        for _ in 0..MOST_AT_ONCE {
+            assert!(registry.drain(&local(), farewell.clone()).now_or_never().is_none());
+        }
+        let refused = registry.drain(&local(), farewell).await.unwrap_err();
+        assert_eq!((refused.code(), refused.retry_after_seconds()), (Code::Unavailable, Some(1)));
+        let other = draining(&registry, of("b", &answers[1].registration_id)).await;
+        plane.says(registry.stamp().version, &[]);
+        assert!(other.await.unwrap().unwrap().deregistered);
+        while !registry.lock().underway.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(registry.get_service("sagjan").is_err(), "both have left");
+    }
+
+    #[tokio::test]
+    async fn a_data_plane_is_not_remembered_for_what_nobody_drains() {
+        let (registry, answers) = two_instances().await;
+        let plane = Plane(registry.clone(), registry.attach(false));
+        let task = draining(&registry, of("a", &answers[0].registration_id)).await;
+        plane.says(registry.stamp().version, &[(1, 2), (2, 3), (77, 1)]);
+        assert_eq!(registry.lock().planes.remembered(), 1);
+        plane.says(registry.stamp().version, &[]);
+        assert!(task.await.unwrap().unwrap().deregistered);
     }
 
     #[tokio::test(start_paused = true)]

@@ -31,6 +31,8 @@ struct Counted {
 
 /// Most instances whose requests in flight are taken from one message.
 const MOST_COUNTED: usize = 100_000;
+/// Data planes that may follow at once from elsewhere: far more than anybody runs, and each is heard under the lock.
+const MOST_PLANES: usize = 1_000;
 
 impl Planes {
     /// Requests in flight to these instances, which `version` drained; `None` while a data plane has not said so.
@@ -46,6 +48,14 @@ impl Planes {
     }
 }
 
+#[cfg(test)]
+impl Planes {
+    /// Counts that are kept of all data planes.
+    pub(super) fn remembered(&self) -> usize {
+        self.planes.values().filter_map(|plane| plane.counted.as_ref()).map(|counted| counted.requests.len()).sum()
+    }
+}
+
 /// What the snapshots ask.
 impl Registry {
     pub(crate) fn follow(&self) -> watch::Receiver<Stamp> {
@@ -53,6 +63,11 @@ impl Registry {
     }
     pub(crate) fn closed(&self) -> &CancellationToken {
         &self.shared.closed
+    }
+
+    /// Whether one more data plane from elsewhere may follow.
+    pub(crate) fn has_room_for_a_plane(&self) -> bool {
+        self.lock().planes.planes.len() < MOST_PLANES
     }
 
     /// A data plane begins to follow; `local`: one of this process.
@@ -68,10 +83,13 @@ impl Registry {
     /// A data plane says where it stands in this epoch.
     pub(crate) fn heard(&self, id: u64, request: &v1::WatchRequest) {
         let mut state = self.lock();
-        if let Some(plane) = state.planes.planes.get_mut(&id) {
+        let State { services, planes, .. } = &mut *state;
+        if let Some(plane) = planes.planes.get_mut(&id) {
             plane.installed = request.version;
             if request.counted {
-                let counts = request.in_flight.iter().take(MOST_COUNTED);
+                // What is asked about later are drained instances, so nothing else is kept.
+                let drained = |count: &&v1::InFlight| services.is_drained(&count.service, count.instance);
+                let counts = request.in_flight.iter().take(MOST_COUNTED).filter(drained);
                 let requests = counts.map(|count| ((count.service.clone(), count.instance), count.requests)).collect();
                 plane.counted = Some(Counted { version: request.version, requests });
             }

@@ -118,7 +118,7 @@ pub(super) fn readmit_one(rules: &Rules, services: &mut Services, registration: 
     let (service, id) = (&registration.service, &registration.instance);
     let instances = &services.get(service.as_str())?.instances;
     let instance = instances.get(id)?;
-    let earlier = |other: &&Instance| other.order < instance.order && !other.health.state.is_parked();
+    let earlier = |other: &&Instance| other.order < instance.order && other.is_awake();
     let before = instances.values().filter(earlier).count();
     let reason = reason(rules.admission.still(instance, before, services, &ThisMachine::of(&rules.config)));
     let verdict = Verdict { service: service.clone(), instance: id.clone(), reason };
@@ -130,7 +130,7 @@ fn reason(faults: Vec<Fault>) -> Option<Arc<str>> {
         return None;
     }
     // The lines to add to furt.conf are for whoever registers, not for a list.
-    let sentence = |fault: &Fault| fault.message.lines().next().unwrap_or_default().to_owned();
+    let sentence = |fault: &Fault| fault.headline().to_owned();
     let mut told: Vec<_> = faults.iter().take(MOST_FAULTS).map(sentence).collect();
     if faults.len() > told.len() {
         told.push(format!("and {} more", faults.len() - told.len()));
@@ -331,6 +331,31 @@ mod tests {
         let readmitted: Vec<_> = kept.filter(|event| event.kind == "READMITTED").map(|event| event.service).collect();
         assert_eq!(readmitted, ["sagjan", "obr"]);
         assert_eq!(reload(&registry, |_| {}).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn one_too_many_stays_withdrawn_until_there_is_room() {
+        let registry = Registry::new(config());
+        let of = |instance: &str, port| v1::RegisterRequest { instance: instance.into(), ..request("sagjan", port, &["GET /api/*"]) };
+        for instance in ["a", "b", "c"] {
+            registry.try_it(of(instance, 7812)).await.unwrap();
+        }
+        reload(&registry, |config| config.grants = [Grant { max_instances: 1, ..grant(None) }].into()).await;
+        let serving = || {
+            let instances = registry.get_service("sagjan").unwrap().instances;
+            instances.into_iter().filter(|instance| instance.withdrawn.is_empty()).map(|instance| instance.id).collect::<Vec<_>>()
+        };
+        assert_eq!(serving(), ["a"]);
+        for again in [of("b", 7812), of("c", 7899)] {
+            assert_eq!(registry.try_it(again).await.unwrap_err().code(), Code::PermissionNotGranted);
+        }
+        registry.try_it(of("a", 7812)).await.unwrap();
+        assert_eq!(serving(), ["a"]);
+        let farewell = v1::DeregisterRequest { service: "sagjan".into(), instance: "a".into(), ..Default::default() };
+        registry.deregister(&local(), farewell).await.unwrap();
+        registry.try_it(of("c", 7812)).await.unwrap();
+        assert_eq!(registry.try_it(of("b", 7812)).await.unwrap_err().code(), Code::PermissionNotGranted);
+        assert_eq!(serving(), ["c"]);
     }
 
     #[tokio::test]

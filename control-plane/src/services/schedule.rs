@@ -144,6 +144,12 @@ impl Services {
         instances.iter().find(|(_, instance)| instance.number == number).map(|(id, _)| id.clone())
     }
 
+    /// Whether the instance with a number takes no new requests since it is drained.
+    pub fn is_drained(&self, name: &str, number: u32) -> bool {
+        let instances = self.services.get(name).into_iter().flat_map(|service| service.instances.values());
+        instances.into_iter().any(|instance| instance.number == number && instance.is_drained())
+    }
+
     /// An instance that something other than a probe speaks against. Nothing happens when it was another registration.
     pub fn suspect(&mut self, name: &str, id: &InstanceId, registration_id: &str, at: Moment) -> Option<InstanceId> {
         let service = self.services.get_mut(name)?;
