@@ -76,9 +76,17 @@ impl From<LoadError> for Failure {
             LoadError::NotFound => {
                 Self::new(format!("furt: {error}. `furt init` writes a first one; to see furt work without one: furt demo"))
             }
-            LoadError::Unreadable { ref file, .. } => {
-                let init = if file.exists() { String::new() } else { format!("; `furt init{}` writes a first one", named(Some(file))) };
-                Self::new(format!("furt: {error}{init}"))
+            LoadError::Unreadable { ref file, error: ref reason } => {
+                let next = match reason.kind() {
+                    io::ErrorKind::NotFound => format!("; `furt init{}` writes a first one", named(Some(file))),
+                    // `furt init` writes it for its owner alone.
+                    io::ErrorKind::PermissionDenied => {
+                        let file = quoted(&file.to_string_lossy());
+                        format!(". Let the user that runs furt read it, such as by its group: chgrp GROUP {file} && chmod 640 {file}")
+                    }
+                    _ => String::new(),
+                };
+                Self::new(format!("furt: {error}{next}"))
             }
             LoadError::Faulty(report) => {
                 let count = report.errors.len();
@@ -139,5 +147,15 @@ mod tests {
         assert_eq!(named(Some(Path::new("/etc/furt/furt.conf"))), " --config /etc/furt/furt.conf");
         assert_eq!(quoted("a b'c"), r"'a b'\''c'");
         assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_and_one_that_may_not_be_read_have_different_ways_out() {
+        let said = |kind: io::ErrorKind| {
+            Failure::from(LoadError::Unreadable { file: "/etc/furt/furt.conf".into(), error: kind.into() }).to_string()
+        };
+        assert!(said(io::ErrorKind::NotFound).ends_with("; `furt init --config /etc/furt/furt.conf` writes a first one"));
+        assert!(said(io::ErrorKind::PermissionDenied).ends_with(": chgrp GROUP /etc/furt/furt.conf && chmod 640 /etc/furt/furt.conf"));
+        assert!(!said(io::ErrorKind::IsADirectory).contains("furt init"));
     }
 }

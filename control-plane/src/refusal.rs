@@ -115,6 +115,12 @@ impl Fault {
     pub fn new(field: impl Into<String>, code: Code, message: impl Into<String>) -> Self {
         Self { field: field.into(), code, message: message.into() }
     }
+
+    /// The message for a line among others: without further lines, and without the words that only announce them.
+    pub fn headline(&self) -> &str {
+        let Some((first, _)) = self.message.split_once('\n') else { return &self.message };
+        first.rsplit_once("; ").filter(|_| first.ends_with(':')).map_or(first, |(said, _)| said)
+    }
 }
 
 /// No, with every reason at once.
@@ -149,6 +155,17 @@ impl Refusal {
             1 => format!("{field}{} (and 1 more fault, see details)", first.message),
             more => format!("{field}{} (and {more} more faults, see details)", first.message),
         }
+    }
+
+    /// Every fault in one line, the first class first: for logs and events, which have no details beside them.
+    pub fn line(&self) -> String {
+        let mut faults: Vec<&Fault> = self.faults.iter().collect();
+        faults.sort_by_key(|fault| fault.code.rank());
+        let told = faults.into_iter().map(|fault| match fault.field.as_str() {
+            "" => fault.headline().to_owned(),
+            field => format!("{field}: {}", fault.headline()),
+        });
+        told.collect::<Vec<_>>().join("; ")
     }
 
     /// Whole seconds for `Retry-After`, rounded up, at least 1.
@@ -238,7 +255,17 @@ mod tests {
         assert_eq!(refusal.message(), "url: no url (and 2 more faults, see details)");
         assert_eq!(refusal.details().len(), 3);
         assert_eq!(refusal.details()[0].code, "ROUTE_CONFLICT");
+        assert_eq!(refusal.line(), "url: no url; routes[1].permission: not granted; routes[0].path: held by obr");
         assert_eq!(Refusal::one(Code::NotFound, "gone").details(), []);
+    }
+
+    #[test]
+    fn a_headline_has_no_further_lines_and_does_not_announce_them() {
+        let check = |message: &str, expected: &str| assert_eq!(Fault::new("", Code::Forbidden, message).headline(), expected);
+        check("no grant; to allow it, add:\n[service \"x\"]\npaths = /x", "no grant");
+        check("no grant\n[service \"x\"]", "no grant");
+        check("no grant; add:", "no grant; add:");
+        check("to allow it, add:\n[service \"x\"]", "to allow it, add:");
     }
 
     #[test]

@@ -225,9 +225,7 @@ impl Telemetry {
     }
 
     fn refused(&self, what: &str, service: &str, peer: Option<IpAddr>, refusal: &Refusal) {
-        // The message may have several lines, for people who read it where they sent the request.
-        let reason = refusal.message();
-        let reason = reason.lines().next().unwrap_or_default();
+        let reason = cut(&refusal.line(), MOST_MESSAGE / 2);
         let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
         let code = refusal.code();
         let name = service.parse::<ServiceName>().ok();
@@ -236,10 +234,11 @@ impl Telemetry {
         warn!(service = shown, peer, %code, faults = refusal.faults.len(), reason, "{what} refused");
         let Some(untold) = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now()) else { return };
         let before = if untold == 0 { String::new() } else { format!("; {untold} refusals before it are not told") };
-        let of = if name.is_some() { String::new() } else { format!(" of {shown}") };
+        // What has no name at all, such as a body that is no JSON, is not called "".
+        let of = if name.is_some() || service.is_empty() { String::new() } else { format!(" of {shown}") };
         let event = v1::Event { service: name.map(|name| name.to_string()).unwrap_or_default(), ..Default::default() };
         // What was refused is in no snapshot.
-        let message = format!("{what}{of} by {peer} refused: {code}: {}{before}", cut(reason, MOST_MESSAGE / 2));
+        let message = format!("{what}{of} by {peer} refused: {code}: {reason}{before}");
         self.tell(Kind::Refused, &message, event);
     }
 

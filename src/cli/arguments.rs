@@ -151,6 +151,8 @@ pub enum Asked {
         talk: Talk,
     },
     /// Probe an instance, or all of a service, now; wakes parked ones.
+    ///
+    /// An answer makes it UP. A miss is noted, but only those of the regular probes count towards DOWN.
     Probe {
         #[command(flatten)]
         place: Place,
@@ -158,6 +160,11 @@ pub enum Asked {
         talk: Talk,
     },
     /// Show the registered services and their health.
+    ///
+    /// UNKNOWN: not probed yet, takes requests when none is UP. UP. DOWN: takes none; probed on, more rarely.
+    /// In brackets: suspect, a connect or a session broke since the last answer, others come first; drained, by an
+    /// operator, until `furt undrain`; withdrawn, furt.conf allows it no longer, and NOTE says why; parked, no more
+    /// probes until it registers or `furt probe`; restored, kept over a restart of furt and not renewed since.
     Services {
         /// Only this one: with its routes, its uptime, and its changes of state with their causes.
         name: Option<String>,

@@ -3,7 +3,7 @@
 //! Not here: how answers read (`told`), refusals (`refused`), the one that does not end (`events`).
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -16,6 +16,7 @@ use super::{
     arguments::{Asked, Place},
     client::{Answer, Question, encoded},
     events,
+    fields::{list, plain},
     gateway::Gateway,
     process::say,
     refused::refused,
@@ -38,10 +39,22 @@ pub async fn ask(config: Option<&Path>, asked: &Asked) -> Result<(), Failure> {
         say(String::from_utf8_lossy(&answer.body).trim_end())?;
         return if success { Ok(()) } else { Err(Failure::told()) };
     }
+    if matches!(asked, Asked::Services { .. } | Asked::Routes { .. }) {
+        lacks(&furt).await;
+    }
     if !success {
         return Err(explain_refusal(&furt, asked, &answer).await);
     }
     say(told(asked, &json, &Screen::stdout()))
+}
+
+/// Says on standard error what furt lacks: with a store that cannot be read, a list is empty while services are served.
+async fn lacks(furt: &Gateway) {
+    // Without it the answer is as true, only less helpful.
+    let Ok(health) = furt.send(Question::new(Method::GET, "/health")).await else { return };
+    for issue in list(&health.json(), "issues") {
+        let _ = writeln!(io::stderr(), "warning: {}", plain(issue));
+    }
 }
 
 /// A refusal in words; for a name that is not known the known ones are asked for.

@@ -24,7 +24,9 @@ pub fn explained(data: &Value, path: &str, screen: &Screen) -> String {
     if let Some(outcome) = part("outcome") {
         let status = match outcome.get("status").and_then(Value::as_u64) {
             Some(0) | None => screen.paint("forwarded", Tone::Good),
-            Some(status) => format!("{}{}", screen.paint(&format!("{status} {}", text(outcome, "code")), Tone::Bad), why(status, path)),
+            Some(status) => {
+                format!("{}{}", screen.paint(&format!("{status} {}", text(outcome, "code")), Tone::Bad), why(status, path, data))
+            }
         };
         lines.push(format!("outcome         {status}"));
     }
@@ -67,11 +69,16 @@ fn instances(instances: &[Value], screen: &Screen) -> Option<String> {
 }
 
 /// The reason of an outcome that no route or key explains.
-fn why(status: u64, path: &str) -> String {
+fn why(status: u64, path: &str, data: &Value) -> String {
     let path = path.split('?').next().unwrap_or_default();
     match (status, furt_proto::path::canonical(path)) {
         (400, Err(fault)) => format!(": {fault}"),
         (404, _) => ": no route fits this host and path; `furt routes` shows them all, a \"*\" at the end is one segment or more".into(),
+        // The data plane knows the states, the control plane their causes.
+        (503, _) => match data.get("route").map(|route| text(route, "service")).filter(|service| !service.is_empty()) {
+            Some(service) if !list(data, "instances").is_empty() => format!(": `furt services {service}` shows what is wrong with each"),
+            _ => String::new(),
+        },
         _ => String::new(),
     }
 }
@@ -89,6 +96,11 @@ mod tests {
         assert_eq!(said, "outcome         400 MALFORMED_REQUEST: a path must not have empty segments (\"//\")");
         assert!(explained(&outcome(404, "NOT_FOUND"), "/a", &Screen::PLAIN).contains("404 NOT_FOUND: no route fits"));
         assert!(explained(&outcome(401, "UNAUTHORIZED"), "/a", &Screen::PLAIN).ends_with("401 UNAUTHORIZED"));
+        let mut nobody = outcome(503, "SERVICE_UNAVAILABLE");
+        nobody["route"] = json!({"service": "x"});
+        nobody["instances"] = json!([{"id": "a", "status": "DOWN", "reason": "down"}]);
+        let said = explained(&nobody, "/a", &Screen::PLAIN);
+        assert!(said.contains("503 SERVICE_UNAVAILABLE: `furt services x` shows what is wrong with each\n"), "{said}");
     }
 
     #[test]

@@ -73,7 +73,17 @@ fn next_step(asked: &Asked, answer: &Answer, error: &str, address: &str, service
             let seconds = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).unwrap_or("a few");
             format!("try again in {} s", shown(seconds))
         }
-        StatusCode::BAD_REQUEST if matches!(asked, Asked::Reload { .. }) => "`furt check` tells whether they are gone".into(),
+        StatusCode::BAD_REQUEST if matches!(asked, Asked::Reload { .. }) => {
+            let json = answer.json();
+            // furt.conf is valid then, and `furt check` would only say so.
+            let restart = list(&json, "details").iter().all(|detail| text(detail, "message").contains("needs a restart"));
+            let next = if restart && !list(&json, "details").is_empty() {
+                "restart furt, and it takes all of furt.conf; or put back what it runs with, and reload"
+            } else {
+                "`furt check` tells whether they are gone"
+            };
+            next.into()
+        }
         _ => return None,
     })
 }
@@ -164,6 +174,21 @@ mod tests {
         assert_eq!(nearest("kollektiv", None, &services), "`furt services` shows what is registered");
         assert_eq!(nearest("sagjan", Some("bleu"), &services), "instances of sagjan: default, blue (did you mean \"blue\"?)");
         assert_eq!(nearest("sagjan", None, &Value::Null), "`furt services` shows what is registered");
+    }
+
+    #[test]
+    fn what_only_a_restart_takes_is_not_sent_to_furt_check() {
+        let fault = |message: &str| json!({"field": "furt.conf: [gateway] listen", "code": "VALIDATION_ERROR", "message": message});
+        let body = |faults: Vec<Value>| json!({"error": "furt.conf", "code": "VALIDATION_ERROR", "details": faults});
+        let restart = "a change of this needs a restart of furt";
+        let expected = "refused (400 VALIDATION_ERROR): 1 fault in furt.conf; all is as it was\n  \
+                        furt.conf: [gateway] listen: a change of this needs a restart of furt\n\
+                        restart furt, and it takes all of furt.conf; or put back what it runs with, and reload";
+        assert_eq!(said("furt reload", 400, body(vec![fault(restart)])), expected);
+        assert!(
+            said("furt reload", 400, body(vec![fault(restart), fault("expected a port")]))
+                .ends_with("`furt check` tells whether they are gone")
+        );
     }
 
     #[test]

@@ -29,7 +29,11 @@ pub fn told(asked: &Asked, json: &Value, screen: &Screen) -> String {
         Asked::Probe { place, .. } => {
             format!("{}\n{}\n  `furt services {}` shows the outcome", text(json, "message"), instances(data), place.service)
         }
-        Asked::Deregister { .. } | Asked::Undrain { .. } => format!("{}\n{}", text(json, "message"), instances(data)),
+        Asked::Deregister { place, .. } => {
+            let again = format!("a service that renews is back with its next renewal; `furt drain {}` then keeps it out", place.service);
+            format!("{}\n{}\n  {again}", text(json, "message"), instances(data))
+        }
+        Asked::Undrain { .. } => format!("{}\n{}", text(json, "message"), instances(data)),
         // It prints its own lines.
         Asked::Events { .. } => String::new(),
     }
@@ -120,7 +124,8 @@ mod tests {
         let data = json!({"service": "sagjan", "instances": ["default"], "version": 3});
         assert_eq!(
             said("furt deregister sagjan", "sagjan deregistered: 1 instance", data.clone()),
-            "sagjan deregistered: 1 instance\n  instances: default"
+            "sagjan deregistered: 1 instance\n  instances: default\n  \
+             a service that renews is back with its next renewal; `furt drain sagjan` then keeps it out"
         );
         assert!(said("furt probe sagjan", "m", data).ends_with("`furt services sagjan` shows the outcome"));
         assert_eq!(said("furt routes", "", json!({"routes": []})), "no routes");

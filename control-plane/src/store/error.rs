@@ -16,7 +16,7 @@ pub enum StoreError {
     /// The file is not what furt wrote.
     #[error(
         "{} is damaged ({cause}): restore it from a backup, or move it away and furt begins a new one, \
-         in which services register again by themselves",
+         in which services register again by themselves; until they have, their requests get 404",
         file.display()
     )]
     Corrupt {
@@ -60,7 +60,8 @@ pub enum StoreError {
     /// Written by a furt that is newer than this one.
     #[error(
         "{} was written by a newer furt (format {format}, this one reads up to {known}): run that version, \
-         or move the file away and furt begins a new one, in which services register again by themselves",
+         or move the file away and furt begins a new one, in which services register again by themselves; \
+         until they have, their requests get 404",
         file.display()
     )]
     Newer {

@@ -112,20 +112,23 @@ async fn refusals_are_told_in_a_line_and_not_without_end() {
     ]);
     telemetry.registration_refused("sagjan", peer, &refusal);
     telemetry.deregistration_refused("no\nname", peer, &refusal);
+    telemetry.registration_refused("", peer, &Refusal::one(Code::Malformed, "the body is empty"));
     for _ in 0..50 {
         telemetry.drain_refused("sagjan", peer, &Refusal::one(Code::Forbidden, "z".repeat(9000)));
     }
     let events = told(&telemetry);
     assert_eq!(events.len(), REFUSALS_A_SECOND as usize);
-    let first = "registration by 10.0.0.7 refused: PERMISSION_NOT_GRANTED: service: no grant";
+    let first = "registration by 10.0.0.7 refused: PERMISSION_NOT_GRANTED: service: no grant; url: not here";
     assert_eq!(short(&events[0]), ("REFUSED", "sagjan", "", "", "", first, 0));
-    let second = "deregistration of \"no\\nname\" by 10.0.0.7 refused: PERMISSION_NOT_GRANTED: service: no grant";
+    let second = "deregistration of \"no\\nname\" by 10.0.0.7 refused: PERMISSION_NOT_GRANTED: service: no grant; url: not here";
     assert_eq!(short(&events[1]), ("REFUSED", "", "", "", "", second, 0));
+    let third = "registration by 10.0.0.7 refused: MALFORMED_REQUEST: the body is empty";
+    assert_eq!(short(&events[2]), ("REFUSED", "", "", "", "", third, 0));
     assert!(events.iter().all(|event| event.message.chars().count() < 400), "{events:?}");
     advance(Duration::from_secs(1)).await;
     telemetry.registration_refused("sagjan", peer, &Refusal::one(Code::Forbidden, "w".repeat(9000)));
     let last = told(&telemetry).pop().unwrap();
-    assert!(last.message.ends_with("; 32 refusals before it are not told"), "{last:?}");
+    assert!(last.message.ends_with("; 33 refusals before it are not told"), "{last:?}");
 }
 
 #[test]

@@ -66,6 +66,20 @@ fn a_registration_is_tried_made_and_shown() {
 }
 
 #[test]
+fn a_list_that_is_empty_for_want_of_the_store_says_so() {
+    let (mut furt, _upstream) = with_sagjan();
+    furt.kill();
+    fs::write(furt.dir.join("state/registry.redb"), "not a store").expect("the store");
+    furt.start_again();
+    let listed = ask(&furt, "services");
+    has(&listed.out, &["no service is registered"]);
+    has(&listed.err, &["warning: registrations are refused", "registry.redb", "damaged", "move it away"]);
+    let one = ask(&furt, "services sagjan");
+    assert_eq!((one.code, one.out.as_str()), (Some(1), ""));
+    has(&one.err, &["warning: registrations are refused", "not found (404 NOT_FOUND)"]);
+}
+
+#[test]
 fn json_is_the_answer_as_it_came() {
     let (furt, _upstream) = with_sagjan();
     let registered = ["service", "instance", "status", "routes", "warnings", "epoch", "version", "renew_after_seconds"];
