@@ -3,7 +3,7 @@
 //! Here: two generations of one file, written in turn, each whole or not at all; the task that writes them; the start
 //! from the newer of them. Not here: what of a view is kept (`view`), who needs it.
 //!
-//! A file is [`MAGIC`], the format, the generation, the time it was written (milliseconds since 1970), the length of the
+//! A file is `MAGIC`, the format, the generation, the time it was written (milliseconds since 1970), the length of the
 //! snapshot, the snapshot (a `WatchResponse`), and the SHA-256 of all of that; numbers are little-endian.
 
 use std::{
