@@ -127,16 +127,29 @@ pub fn find(named: Option<&Path>) -> Option<PathBuf> {
 
 /// Reads and checks a furt.conf against this process's surroundings.
 pub fn load(named: Option<&Path>) -> Result<Config, LoadError> {
-    let file = find(named).ok_or(LoadError::NotFound)?;
-    let text = read(&file).map_err(|error| LoadError::Unreadable { file: file.clone(), error })?;
-    parse_here(&text, &file.to_string_lossy()).map_err(LoadError::Faulty)
+    load_by(&find(named).ok_or(LoadError::NotFound)?, &read)
+}
+
+/// The same for a furt that runs. All it names must be files: reading anything else may wait without end, and so would
+/// every reload after it, and furt's shutdown.
+pub fn load_again(file: &Path) -> Result<Config, LoadError> {
+    load_by(file, &read_only_files)
+}
+
+fn load_by(file: &Path, read: &dyn Fn(&Path) -> io::Result<String>) -> Result<Config, LoadError> {
+    let text = read(file).map_err(|error| LoadError::Unreadable { file: file.to_owned(), error })?;
+    parse_by(&text, &file.to_string_lossy(), read).map_err(LoadError::Faulty)
 }
 
 /// [`parse`] against this process's surroundings.
 pub fn parse_here(text: &str, file: &str) -> Result<Config, Report> {
+    parse_by(text, file, &read)
+}
+
+fn parse_by(text: &str, file: &str, read_file: &dyn Fn(&Path) -> io::Result<String>) -> Result<Config, Report> {
     let around = Surroundings {
         environment: &|name| std::env::var(name).ok(),
-        read_file: &read,
+        read_file,
         descriptors: descriptor_limit(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
@@ -170,6 +183,15 @@ fn read(path: &Path) -> io::Result<String> {
     match u64::try_from(bytes).is_ok_and(|bytes| bytes <= MOST) {
         true => Ok(text),
         false => Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 16 MiB")),
+    }
+}
+
+fn read_only_files(path: &Path) -> io::Result<String> {
+    let kind = fs::metadata(path)?;
+    match kind.is_file() || kind.is_dir() {
+        // Of a directory the system says that it is one.
+        true => read(path),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")),
     }
 }
 

@@ -217,7 +217,10 @@ async fn reload_at(mut hangups: Signal, reload: Arc<Reload>, shutdown: Cancellat
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(()) = hangups.recv() => drop(reload.reload().await),
+            Some(()) = hangups.recv() => tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = reload.reload() => {}
+            },
         }
     }
 }

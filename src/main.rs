@@ -2,7 +2,7 @@
 //!
 //! Not here: what the commands say ([`cli`]), what runs ([`furt::Furt`]).
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use furt::{Furt, config};
@@ -15,6 +15,9 @@ use cli::{Command, Failure};
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// For what still runs on threads of its own when all is done.
+const LAST_THREADS: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
@@ -42,11 +45,15 @@ fn run(named: Option<&Path>) -> Result<(), Failure> {
         warn!("{warning}");
     }
     cli::process::raise_descriptor_limit();
-    cli::process::runtime()?.block_on(async {
+    let runtime = cli::process::runtime()?;
+    let done = runtime.block_on(async {
         let shutdown = cli::process::shutdown_on_signals()?;
         let hangups = cli::process::hangups()?;
         let furt = Furt::bind(config).await?.reload_on(hangups, Box::new(relog));
         furt.run(shutdown).await?;
         Ok(())
-    })
+    });
+    // A thread that waits for the system, be it a name server or a sick disk, does not keep furt from ending.
+    runtime.shutdown_timeout(LAST_THREADS);
+    done
 }

@@ -42,7 +42,7 @@ impl Reload {
         let mut running = self.running.lock().await;
         let file = running.file.clone();
         // It reads files, and furt.conf may name more of them.
-        let read = tokio::task::spawn_blocking(move || config::load(Some(&file))).await;
+        let read = tokio::task::spawn_blocking(move || config::load_again(&file)).await;
         let next = read.map_err(|fault| vec![about(&running, "", fault.to_string())]).and_then(|read| {
             let next = read.map_err(|error| findings(&running, error))?;
             let fixed = self.fixed(&running, &next);
@@ -68,9 +68,10 @@ impl Reload {
         if let Some(relog) = self.relog.get() {
             relog(next.log);
         }
-        let reloaded = self.registry.reload(control, changes).await;
         let warnings = next.warnings.iter().map(ToString::to_string).collect();
+        // Before anything is waited for: whoever asked may go away, and all of it is in force from here on.
         *running = next;
+        let reloaded = self.registry.reload(control, changes).await;
         Ok(ReloadDone { changes: reloaded.changes, warnings, version: reloaded.version })
     }
 }

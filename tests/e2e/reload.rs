@@ -89,6 +89,27 @@ fn sighup_does_the_same() {
 }
 
 #[test]
+fn what_is_no_file_is_refused_and_keeps_neither_reloads_nor_the_end_waiting() {
+    let mut furt = World::start();
+    let file = furt.dir.join("furt.conf");
+    std::fs::remove_file(&file).expect("it is there");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo runs").success());
+    furt.signal("HUP");
+    eventually("it is told", || furt.logged(&["ERROR", "furt.conf: not a file"]).then_some(()));
+    let answer = furt.reload();
+    answer.refused(400, "VALIDATION_ERROR");
+    assert!(answer.text().contains("not a file"), "{answer:?}");
+    std::fs::remove_file(&file).expect("it is there");
+    furt.rewrite(Conf::new().more(&format!("[api_key \"{NEW_KEY}\"]\nname = New\nkey_sha256_file = fifo\npermissions = *\n")));
+    assert!(std::process::Command::new("mkfifo").arg(furt.dir.join("fifo")).status().expect("mkfifo runs").success());
+    furt.reload().refused(400, "VALIDATION_ERROR");
+    furt.rewrite(Conf::new());
+    furt.reload().status(200);
+    furt.terminate();
+    assert!(furt.ended().success());
+}
+
+#[test]
 fn a_faulty_file_changes_nothing_and_every_fault_is_told() {
     let mut furt = World::start();
     let sagjan = Upstream::start("sagjan");
