@@ -98,7 +98,11 @@ impl Registry {
         let at = moment();
         let mut foreign = Vec::new();
         for (record, stored) in decoded.iter().zip(records) {
-            if !state.services.restore(record, alive_unix_ms, at) {
+            // One that lies in another's place would be two instances in one.
+            let in_place = record.registration.as_ref().is_some_and(|registration| {
+                (&registration.service, &registration.instance) == (&stored.0.service, &stored.0.instance)
+            });
+            if !in_place || !state.services.restore(record, alive_unix_ms, at) {
                 // It stays in the store: the furt that wrote it could read it.
                 self.telemetry().not_restored(&stored.0.service, &stored.0.instance);
                 foreign.push(stored);
@@ -107,11 +111,14 @@ impl Registry {
         state.changes.foreign = foreign;
         let verdicts = readmit_all(&self.rules(), &mut state.services);
         state.changes.loaded = true;
-        state.changes.outage.take();
+        let outage = state.changes.outage.take();
         note_issue(&mut state, None);
         let (services, instances) = (state.services.len(), state.services.instances());
         self.publish(state);
         self.shared.due.notify_one();
+        if let Some((since, _)) = outage {
+            self.telemetry().store_recovered(since.elapsed());
+        }
         self.telemetry().restored(instances, services, began.elapsed());
         verdicts.iter().for_each(|verdict| self.tell_verdict(verdict));
         Ok(())

@@ -2,6 +2,8 @@
 
 use std::sync::Condvar;
 
+use futures_util::{FutureExt, StreamExt};
+
 use super::*;
 use crate::{
     registry::tests::{config, grant, local, request},
@@ -215,6 +217,56 @@ async fn a_store_that_cannot_be_read_is_not_an_empty_one() {
     until(&registry, || !registry.notice(&registry.lock()).partial).await;
     assert!(registry.get_service("sagjan").unwrap().instances[0].restored);
     assert_eq!(registry.try_it(request("obr", 7813, &["GET /a"])).await.unwrap_err().code(), Code::RouteConflict);
+    // For whoever watches the outage is over too, and the next one is told anew.
+    let mut metrics = String::new();
+    registry.telemetry().encode(&mut metrics);
+    assert!(metrics.contains("furt_store_up 1\n"), "{metrics}");
+    store.with(|kept| kept.fails = true);
+    registry.try_it(request("obr", 7813, &["GET /b"])).await.unwrap_err();
+    let mut told = Box::pin(registry.events().watch("0", "").unwrap());
+    let kinds = std::iter::from_fn(|| told.next().now_or_never().flatten()).map(|event| event.kind);
+    let of_the_store: Vec<_> = kinds.filter(|kind| kind.starts_with("ST")).collect();
+    assert_eq!(of_the_store, ["STORE_FAILED", "STORE_RECOVERED", "STARTED", "STORE_FAILED"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_makes_no_sense_is_kept_until_a_registration_has_its_place() {
+    let store = Told::default();
+    {
+        let before = store.registry();
+        before.restore().await.unwrap();
+        for (name, port) in [("good", 7812), ("moved", 7813), ("newest", 7814), ("ports", 7815)] {
+            before.try_it(request(name, port, &[&format!("GET /{name}")])).await.unwrap();
+        }
+    }
+    let key = |service: &str| Key { service: service.into(), instance: "default".into() };
+    store.with(|kept| {
+        let mut rewrite = |service: &str, change: fn(&mut InstanceRecord)| {
+            let value = kept.records.get_mut(&key(service)).unwrap();
+            let mut record = InstanceRecord::decode(&value[..]).unwrap();
+            change(&mut record);
+            *value = record.encode_to_vec();
+        };
+        rewrite("newest", |record| record.order = u64::MAX);
+        rewrite("ports", |record| record.addresses = vec!["127.0.0.1:7810".into()]);
+        // The record of another instance, which is there as well.
+        let good = kept.records[&key("good")].clone();
+        kept.records.insert(key("moved"), good);
+    });
+    let registry = store.registry();
+    registry.restore().await.unwrap();
+    let names: Vec<_> = registry.list_services().services.into_iter().map(|service| service.service).collect();
+    assert_eq!((names, registry.instances()), (vec!["good".to_owned()], 1));
+    assert_eq!(store.keys(), ["good/default", "moved/default", "newest/default", "ports/default"]);
+
+    registry.try_it(request("moved", 7813, &["GET /moved"])).await.unwrap();
+    let farewell = v1::DeregisterRequest { service: "moved".into(), instance: "default".into(), ..Default::default() };
+    registry.deregister(&local(), farewell).await.unwrap();
+    store.with(|kept| kept.fails = true);
+    registry.try_it(request("lost", 7816, &["GET /lost"])).await.unwrap_err();
+    store.with(|kept| kept.fails = false);
+    until(&registry, || registry.notice(&registry.lock()).issues.is_empty()).await;
+    assert_eq!(store.keys(), ["good/default", "newest/default", "ports/default"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,6 +450,6 @@ async fn parked_instances_are_forgotten_in_the_store_too_but_for_the_last_one() 
     registry.flush().await;
     assert_eq!((left(), store.keys().len()), (1, 1), "its routes would be anybody's");
     let mut told = Box::pin(registry.events().watch("0", "").unwrap());
-    let kept = std::iter::from_fn(|| futures_util::FutureExt::now_or_never(futures_util::StreamExt::next(&mut told)).flatten());
+    let kept = std::iter::from_fn(|| told.next().now_or_never().flatten());
     assert_eq!(kept.filter(|event| event.kind == "FORGOTTEN").count(), 2);
 }
