@@ -36,14 +36,18 @@ use crate::registry::{MOST_DRAIN_SECONDS, Registry};
 use crate::{body, grpc, guard, http as paths, openapi};
 
 mod edge;
+mod shares;
 
 pub use edge::{Edge, Observer, ReloadDone, RequestId};
+use shares::Shares;
 
 /// Bounds of connections; the defaults are those of a machine that serves thousands of services.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     /// At once; the next waits in the kernel's queue.
     connections: usize,
+    /// Of those, from one address; the next is closed. No one peer keeps the others out.
+    connections_each: usize,
     /// For a request's head to arrive, the idle time before it included.
     head: Duration,
     /// Until the head of an RPC's answer.
@@ -55,7 +59,7 @@ struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { connections: 1024, head: seconds(10), call: seconds(30), grace: seconds(3) }
+        Self { connections: 4096, connections_each: 1024, head: seconds(10), call: seconds(30), grace: seconds(3) }
     }
 }
 
@@ -97,17 +101,18 @@ impl Internal {
     pub async fn run(self, shutdown: CancellationToken) {
         self.health.set_serving::<v1::registry_service_server::RegistryServiceServer<grpc::Rpc>>().await;
         let free = Arc::new(Semaphore::new(self.server.limits.connections));
+        let shares = Shares::new(self.server.limits.connections_each);
         let mut tasks = JoinSet::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                (stream, peer, permit) = self.accept(&free) => {
+                (stream, peer, permit) = self.accept(&free) => if let Some(share) = shares.take(peer.ip()) {
                     let server = Arc::clone(&self.server);
                     tasks.spawn(async move {
                         server.connection(stream, peer).await;
-                        drop(permit);
+                        drop((share, permit));
                     });
-                }
+                },
                 // A task that panicked takes its own connection with it, and nothing else.
                 Some(ended) = tasks.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a connection of the internal listener ended by a fault of furt");

@@ -28,6 +28,8 @@ use crate::{
 
 /// Transitions kept of an instance (DESIGN §5).
 const HISTORY: usize = 64;
+/// No furt counts so many registrations.
+const MOST_ORDER: u64 = u64::MAX / 2;
 
 /// What a registration is to the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,6 +258,10 @@ impl Instance {
     /// at once (DESIGN §7). `alive_unix_ms`: until when furt ran at least. `None`: the record makes no sense.
     pub(crate) fn restore(record: &InstanceRecord, number: u32, alive_unix_ms: i64, policy: &Policy, at: Moment) -> Option<Self> {
         let registration = Arc::new(Registration::parse(record.registration.as_ref()?).ok()?);
+        // Nothing is newer than what is registered next.
+        if record.order > MOST_ORDER {
+            return None;
+        }
         let admitted = Admitted {
             registration,
             addresses: record.addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>().ok()?,

@@ -326,6 +326,23 @@ async fn connections_wait_for_room() {
 }
 
 #[tokio::test]
+async fn one_address_does_not_keep_the_others_out() {
+    let furt = World::with(config(), Limits { connections_each: 1, ..Limits::default() }).await;
+    let mut held = TcpStream::connect(furt.address).await.unwrap();
+    held.write_all(b"GET /internal/events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    held.read_u8().await.unwrap();
+    let mut one_more = TcpStream::connect(furt.address).await.unwrap();
+    assert!(!matches!(one_more.read(&mut [0]).await, Ok(1..)), "it is closed without a word");
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(furt.address).await.unwrap();
+    other.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    other.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(Answer(answer).status(), 403, "heard, though not on the list");
+}
+
+#[tokio::test]
 async fn paths_and_methods_that_are_not_there_say_so() {
     let furt = World::start().await;
     for path in ["/", "/internal", "/internal/register-service/", "/api/comments/1", "/furt.v1.RegistryService/Register"] {

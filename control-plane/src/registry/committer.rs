@@ -119,6 +119,12 @@ impl Changes {
         !self.busy.contains_key(service)
     }
 
+    /// A record that this furt cannot read is no more once a registration has its place, whatever becomes of that.
+    fn written_over(&mut self, registration: &Registration) {
+        let place = (registration.service.as_str(), registration.instance.as_str());
+        self.foreign.retain(|(key, _)| (key.service.as_str(), key.instance.as_str()) != place);
+    }
+
     fn done_with(&mut self, service: Option<&ServiceName>) {
         let Some(service) = service else { return };
         match self.busy.get_mut(service) {
@@ -376,6 +382,7 @@ impl Registry {
             let done = match step {
                 Step::Register(registering) => {
                     let Registering { rules, admitted, mut answer, .. } = *registering;
+                    state.changes.written_over(&admitted.registration);
                     let applied = state.services.register(admitted.clone(), moment());
                     fill(&mut answer, &applied);
                     let carried_by = applied.carried_by;

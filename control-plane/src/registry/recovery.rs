@@ -99,9 +99,10 @@ impl Registry {
         let mut foreign = Vec::new();
         for (record, stored) in decoded.iter().zip(records) {
             // One that lies in another's place would be two instances in one.
-            let in_place = record.registration.as_ref().is_some_and(|registration| {
-                (&registration.service, &registration.instance) == (&stored.0.service, &stored.0.instance)
-            });
+            let in_place = record
+                .registration
+                .as_ref()
+                .is_some_and(|registration| (&registration.service, &registration.instance) == (&stored.0.service, &stored.0.instance));
             if !in_place || !state.services.restore(record, alive_unix_ms, at) {
                 // It stays in the store: the furt that wrote it could read it.
                 self.telemetry().not_restored(&stored.0.service, &stored.0.instance);
