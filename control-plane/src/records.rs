@@ -433,7 +433,8 @@ impl Instance {
     }
 }
 
-/// A route of a service: declared by some of its instances, governed by the newest registration among them.
+/// A route of a service: declared by some of its instances, governed by the newest registration among them that
+/// furt.conf allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitedRoute {
     /// What it answers for.
@@ -497,7 +498,8 @@ impl Service {
     /// Makes the union anew.
     pub(crate) fn merge_routes(&mut self) -> Merged {
         let mut instances: Vec<&Instance> = self.instances.values().collect();
-        instances.sort_by_key(|instance| instance.order);
+        // What is withdrawn loosens nothing for the others; it governs only what nobody else declared.
+        instances.sort_by_key(|instance| (instance.withdrawn.is_none(), instance.order));
         let mut union: BTreeMap<&RouteKey, (&Route, Vec<u32>)> = BTreeMap::new();
         for instance in instances {
             for route in &instance.registration.routes {

@@ -34,7 +34,7 @@ use crate::{
     published,
     records::Change,
     refusal::{Code, Fault, Refusal},
-    registration::{Draft, Registration},
+    registration::{Draft, Registration, RouteKey},
     resolve::{Lookup, Resolver, SystemLookup, with_port},
     services::{Admitted, Applied, Due, Moment, Seen, Services, Ticket},
     snapshots::Snapshots,
@@ -308,8 +308,12 @@ impl Registry {
         if applied.readmitted {
             self.telemetry().readmitted(&registration.service, &registration.instance);
         }
-        if !applied.loosened.is_empty() {
-            self.telemetry().loosened(&registration.service, &registration.instance, &applied.loosened);
+        self.tell_loosened(&registration.service, &registration.instance, &applied.loosened);
+    }
+
+    fn tell_loosened(&self, service: &ServiceName, instance: &InstanceId, routes: &[RouteKey]) {
+        if !routes.is_empty() {
+            self.telemetry().loosened(service, instance, routes);
         }
     }
 

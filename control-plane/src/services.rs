@@ -294,7 +294,8 @@ impl Services {
         }
         instance.restored = false;
         // What was just admitted is allowed, and a registration after the farewell says that its service goes on.
-        publish |= instance.withdrawn.take().is_some() | std::mem::take(&mut instance.leaving);
+        let readmitted = instance.withdrawn.take().is_some();
+        publish |= std::mem::take(&mut instance.leaving);
         if change == Change::Updated {
             instance.registration = admitted.registration;
         }
@@ -302,7 +303,7 @@ impl Services {
             instance.order = admitted.order;
         }
         let woken = self.wake_instance(&name, &id, at, false);
-        if routes_differ {
+        if routes_differ || readmitted {
             return (woken, self.routes_changed(&name));
         }
         if publish || woken.is_some() {
@@ -325,15 +326,16 @@ impl Services {
         Ok(vec![id.clone()])
     }
 
-    /// Takes instances out; of those that are gone already nothing is left to take.
-    pub fn remove(&mut self, name: &ServiceName, ids: &[InstanceId]) {
+    /// Takes instances out; of those that are gone already nothing is left to take. The routes for which callers need
+    /// less now, as an older registration governs them.
+    pub fn remove(&mut self, name: &ServiceName, ids: &[InstanceId]) -> Vec<RouteKey> {
         for id in ids {
             let removed = self.services.get_mut(name).and_then(|service| service.instances.remove(id));
             if let Some(removed) = removed {
                 self.unlist(&removed);
             }
         }
-        self.routes_changed(name);
+        self.routes_changed(name)
     }
 
     /// Whether an instance still says farewell: it has not registered again since.
@@ -368,15 +370,13 @@ impl Services {
         self.instances_changed(name);
     }
 
-    /// Says that furt.conf no longer allows an instance, or does again (`None`); whether that is news.
-    pub fn withdraw(&mut self, name: &ServiceName, id: &InstanceId, reason: Option<Arc<str>>) -> bool {
-        let Some(instance) = instance_mut(&mut self.services, name, id) else { return false };
+    /// Says that furt.conf no longer allows an instance, or does again (`None`). When that is news: the routes for which
+    /// callers need less now, as another registration governs them.
+    pub fn withdraw(&mut self, name: &ServiceName, id: &InstanceId, reason: Option<Arc<str>>) -> Option<Vec<RouteKey>> {
+        let instance = instance_mut(&mut self.services, name, id)?;
         let news = instance.withdrawn.is_some() != reason.is_some();
         instance.withdrawn = reason;
-        if news {
-            self.instances_changed(name);
-        }
-        news
+        news.then(|| self.routes_changed(name))
     }
 
     /// A session began to hold a registration, or no longer does. `false`: another registration has its place.

@@ -182,7 +182,7 @@ struct Settled {
 /// What is told once the lock is free.
 enum Told {
     Registered(Admitted, Applied),
-    Removed { service: ServiceName, instances: Vec<InstanceId>, why: Removal, gone: bool },
+    Removed { service: ServiceName, instances: Vec<InstanceId>, why: Removal, gone: bool, loosened: Vec<RouteKey> },
     Drained { service: ServiceName, instances: Vec<InstanceId>, on: bool },
     Admission(Verdict),
 }
@@ -395,10 +395,10 @@ impl Registry {
                     Done::Registered { answer, carried_by }
                 }
                 Step::Remove { service, instances, why } => {
-                    state.services.remove(&service, &instances);
+                    let loosened = state.services.remove(&service, &instances);
                     let version = state.services.publication().version();
                     let gone = state.services.get(service.as_str()).is_none();
-                    told.push(Told::Removed { service, instances: instances.clone(), why, gone });
+                    told.push(Told::Removed { service, instances: instances.clone(), why, gone, loosened });
                     Done::Changed { instances, version }
                 }
                 Step::Drain { service, instances, on } => {
@@ -488,11 +488,13 @@ impl Registry {
         match told {
             None => {}
             Some(Told::Registered(admitted, applied)) => self.tell_registered(&admitted, &applied),
-            Some(Told::Removed { service, instances, why, gone }) => {
+            Some(Told::Removed { service, instances, why, gone, loosened }) => {
                 self.telemetry().deregistered(&service, &instances, &why.cause(), gone);
                 if matches!(why, Removal::Forgotten) {
                     instances.iter().for_each(|id| self.telemetry().forgotten(&service, id));
                 }
+                // The last of those that went: which of them governed what is not worth keeping.
+                instances.last().into_iter().for_each(|id| self.tell_loosened(&service, id, &loosened));
             }
             Some(Told::Drained { service, instances, on }) => {
                 for id in &instances {

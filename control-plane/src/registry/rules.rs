@@ -35,6 +35,8 @@ pub(super) struct Verdict {
     pub instance: InstanceId,
     /// Why not; `None`: it does again.
     pub reason: Option<Arc<str>>,
+    /// Routes for which callers need less now.
+    pub loosened: Vec<RouteKey>,
 }
 
 /// Most faults of one registration that are told.
@@ -83,12 +85,13 @@ impl Registry {
             Some(reason) => self.telemetry().withdrawn(&verdict.service, &verdict.instance, reason),
             None => self.telemetry().readmitted(&verdict.service, &verdict.instance),
         }
+        self.tell_loosened(&verdict.service, &verdict.instance, &verdict.loosened);
     }
 }
 
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { service, instance, reason } = self;
+        let Self { service, instance, reason, .. } = self;
         match reason {
             Some(reason) => write!(f, "instance {instance} of {service} is withdrawn: {reason}"),
             None => write!(f, "instance {instance} of {service} is allowed again"),
@@ -107,10 +110,15 @@ pub(super) fn readmit_all(rules: &Rules, services: &mut Services) -> Vec<Verdict
         if reason.is_none() && !instance.health.state.is_parked() {
             *awake.entry(name.clone()).or_default() += 1;
         }
-        verdicts.push(Verdict { service: name.clone(), instance: id.clone(), reason });
+        verdicts.push((name.clone(), id.clone(), reason));
     }
-    verdicts.retain(|verdict| services.withdraw(&verdict.service, &verdict.instance, verdict.reason.clone()));
-    verdicts
+    verdicts.into_iter().filter_map(|(service, instance, reason)| judge(services, service, instance, reason)).collect()
+}
+
+/// Says in the records whether a registration is allowed; what of it is news.
+fn judge(services: &mut Services, service: ServiceName, instance: InstanceId, reason: Option<Arc<str>>) -> Option<Verdict> {
+    let loosened = services.withdraw(&service, &instance, reason.clone())?;
+    Some(Verdict { service, instance, reason, loosened })
 }
 
 /// The same for one that was just registered.
@@ -121,8 +129,7 @@ pub(super) fn readmit_one(rules: &Rules, services: &mut Services, registration: 
     let earlier = |other: &&Instance| other.order < instance.order && other.is_awake();
     let before = instances.values().filter(earlier).count();
     let reason = reason(rules.admission.still(instance, before, services, &ThisMachine::of(&rules.config)));
-    let verdict = Verdict { service: service.clone(), instance: id.clone(), reason };
-    services.withdraw(service, id, verdict.reason.clone()).then_some(verdict)
+    judge(services, service.clone(), id.clone(), reason)
 }
 
 fn reason(faults: Vec<Fault>) -> Option<Arc<str>> {
@@ -300,6 +307,39 @@ mod tests {
         let instances = registry.get_service("sagjan").unwrap().instances;
         let withdrawn: Vec<_> = instances.iter().map(|instance| (instance.id.as_str(), !instance.withdrawn.is_empty())).collect();
         assert_eq!(withdrawn, [("a", false), ("b", true), ("c", false)]);
+    }
+
+    #[tokio::test]
+    async fn what_is_withdrawn_opens_no_route_of_the_others() {
+        let mut may_be_public = config();
+        may_be_public.grants = [Grant { allow_public: true, ..grant(None) }].into();
+        let registry = Registry::new(may_be_public);
+        let closed = v1::RegisterRequest { instance: "a".into(), ..request("sagjan", 7812, &["GET /a"]) };
+        let mut open = v1::RegisterRequest { instance: "b".into(), ..request("sagjan", 7812, &["GET /a", "GET /b"]) };
+        open.routes.iter_mut().for_each(|route| (route.public, route.permission) = (true, String::new()));
+        registry.try_it(closed).await.unwrap();
+        registry.try_it(open.clone()).await.unwrap();
+        let public = || {
+            let routes = registry.list_routes(&v1::ListRoutesRequest::default()).routes.into_iter();
+            routes.map(|route| (route.path, route.public, route.active)).collect::<Vec<_>>()
+        };
+        assert_eq!(public(), [("/a".to_owned(), true, true), ("/b".to_owned(), true, true)], "the newest governs");
+        reload(&registry, |config| config.grants = [grant(None)].into()).await;
+        assert_eq!(public(), [("/a".to_owned(), false, true), ("/b".to_owned(), true, false)]);
+        reload(&registry, |config| config.grants = [Grant { allow_public: true, ..grant(None) }].into()).await;
+        assert_eq!(public(), [("/a".to_owned(), true, true), ("/b".to_owned(), true, true)]);
+
+        // The same when the registration that closed a route goes: another one governs it then.
+        let closed = v1::RegisterRequest { instance: "c".into(), ..request("sagjan", 7812, &["GET /a"]) };
+        registry.try_it(closed).await.unwrap();
+        assert!(!public()[0].1);
+        let farewell = v1::DeregisterRequest { service: "sagjan".into(), instance: "c".into(), ..Default::default() };
+        registry.deregister(&local(), farewell).await.unwrap();
+        assert!(public()[0].1);
+        let mut told = Box::pin(registry.events().watch("0", "").unwrap());
+        let kept = std::iter::from_fn(|| told.next().now_or_never().flatten());
+        let loosened: Vec<_> = kept.filter(|event| event.kind == "LOOSENED").map(|event| event.instance).collect();
+        assert_eq!(loosened, ["b", "b", "c"], "by registering, by the reload, by leaving");
     }
 
     #[tokio::test]
