@@ -11,7 +11,7 @@ use crate::client::Request;
 const PERMISSIONS: [&str; 5] = ["a:read", "a:write", "b:read", "a:b:read", "c:c"];
 const GRANTED: [&str; 8] = ["a:read", "a:write", "a:*", "b:read", "b:*", "a:b:*", "c:c", "*"];
 const HOSTS: [&str; 4] = ["", "x.org", "*.x.org", "y.x.org"];
-const METHODS: [&str; 5] = ["GET", "POST", "*", "HEAD", "PURGE"];
+const METHODS: [&str; 7] = ["GET", "GET", "POST", "*", "*", "HEAD", "PURGE"];
 
 /// A key of furt.conf.
 pub struct Caller {
@@ -33,19 +33,24 @@ pub fn callers(rng: &mut Rng) -> Vec<Caller> {
     let caller = |number: usize| {
         let name = format!("k{number}");
         let secret = format!("a-key-with-at-least-32-characters-{number}");
-        let granted: Vec<_> = (0..rng.usize(1..4)).map(|_| one(rng, &GRANTED)).collect();
+        let mut granted: Vec<_> = (0..rng.usize(1..4)).map(|_| one(rng, &GRANTED)).collect();
+        // The first few are of every kind.
+        let more = match if number < 4 { number } else { rng.usize(..8) } {
+            0 => "rate_limit = 3/h\n",
+            1 => "expires = 2020-01-31T00:00:00Z\n",
+            2 => "expires = 2999-01-31T00:00:00Z\n",
+            3 => "rate_limit = 100000/h\n",
+            _ => "",
+        };
+        if number == 0 {
+            granted.push("*");
+        }
         let mut section = format!("[api_key \"{secret}\"]\nname = {name}\npermissions = {}\n", granted.join(", "));
         let (networks, address) = bound[if rng.u8(..3) == 0 { rng.usize(1..bound.len()) } else { 0 }];
         if !networks.is_empty() {
             writeln!(section, "allowed_ips = {networks}").expect("a string takes it");
         }
-        match rng.u8(..8) {
-            0 => section.push_str("expires = 2020-01-31T00:00:00Z\n"),
-            1 => section.push_str("expires = 2999-01-31T00:00:00Z\n"),
-            2 => section.push_str("rate_limit = 3/h\n"),
-            3 => section.push_str("rate_limit = 100000/h\n"),
-            _ => {}
-        }
+        section.push_str(more);
         Caller { name, secret, address, section }
     };
     (0..8).map(caller).collect()
@@ -160,7 +165,7 @@ fn path(rng: &mut Rng) -> String {
 
 /// A request that any of `callers` may make, or nobody, or somebody unknown.
 pub fn question(rng: &mut Rng, callers: &[Caller]) -> Question {
-    let method = one(rng, &["GET", "GET", "GET", "POST", "HEAD", "PURGE", "OPTIONS", "DELETE", "get"]);
+    let method = one(rng, &["GET", "GET", "GET", "GET", "GET", "POST", "HEAD", "PURGE", "OPTIONS", "DELETE", "get"]);
     let path = path(rng);
     let host = match rng.u8(..40) {
         0 => one(rng, &["a/b", "x.org:port", "x,y", "[::1"]),
