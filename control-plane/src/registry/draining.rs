@@ -389,11 +389,14 @@ mod tests {
         assert!(registry.get_service("sagjan").is_err(), "both have left");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_data_plane_is_not_remembered_for_what_nobody_drains() {
         let (registry, answers) = two_instances().await;
         let plane = Plane(registry.clone(), registry.attach(false));
+        plane.says(u64::MAX, &[(1, 0)]);
         let task = draining(&registry, of("a", &answers[0].registration_id)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!task.is_finished(), "nor believed before it can know");
         plane.says(registry.stamp().version, &[(1, 2), (2, 3), (77, 1)]);
         assert_eq!(registry.lock().planes.remembered(), 1);
         plane.says(registry.stamp().version, &[]);

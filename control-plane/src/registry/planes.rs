@@ -85,13 +85,15 @@ impl Registry {
         let mut state = self.lock();
         let State { services, planes, .. } = &mut *state;
         if let Some(plane) = planes.planes.get_mut(&id) {
-            plane.installed = request.version;
+            // What it says of a version that is yet to come is not known to be so.
+            let version = request.version.min(services.publication().version());
+            plane.installed = version;
             if request.counted {
                 // What is asked about later are drained instances, so nothing else is kept.
                 let drained = |count: &&v1::InFlight| services.is_drained(&count.service, count.instance);
                 let counts = request.in_flight.iter().take(MOST_COUNTED).filter(drained);
                 let requests = counts.map(|count| ((count.service.clone(), count.instance), count.requests)).collect();
-                plane.counted = Some(Counted { version: request.version, requests });
+                plane.counted = Some(Counted { version, requests });
             }
         }
         self.tell_planes(&state);
