@@ -62,6 +62,10 @@ fn next_step(asked: &Asked, answer: &Answer, error: &str, address: &str, service
             Some((service, instance)) => nearest(service, instance, services),
             None => format!("the furt at {address} does not know this command; is it older than this one ({})?", env!("CARGO_PKG_VERSION")),
         },
+        // The unit's ExecReload has no token.
+        StatusCode::UNAUTHORIZED if matches!(asked, Asked::Reload { .. }) => {
+            format!("set {TOKEN} to an operator's token, or send furt a SIGHUP: that needs none, and the log tells what came of it")
+        }
         StatusCode::UNAUTHORIZED => format!("set {TOKEN} to a token that furt.conf knows ([token \"name\"])"),
         // A grant with a token of its own.
         StatusCode::FORBIDDEN if error.contains("Bearer") => format!("set {TOKEN} to that token"),
@@ -149,6 +153,7 @@ mod tests {
         check("furt services", 401, error("UNAUTHORIZED", "no token"), TOKEN);
         check("furt register f", 403, error("REGISTRATION_REFUSED", "needs Authorization: Bearer"), TOKEN);
         check("furt services nobody", 404, error("NOT_FOUND", "nobody is not registered"), "`furt services` shows what is registered");
+        check("furt reload", 401, error("UNAUTHORIZED", "reloading furt.conf needs the token of an operator"), "or send furt a SIGHUP");
         check("furt reload", 404, error("NOT_FOUND", "nothing answers"), "is it older than this one");
         check("furt deregister s i --registration-id x", 409, error("STALE_REGISTRATION", "anew"), "`furt services s` shows");
         check("furt register f", 429, error("RATE_LIMIT_EXCEEDED", "slow down"), "try again in a few s");
