@@ -91,7 +91,7 @@ impl Reload {
             ("[gateway] listen", moves(running.control.listen, next.control.listen, internal)),
         ];
         let changed = keys.into_iter().filter(|(_, changed)| *changed);
-        changed.map(|(key, _)| about(running, key, "has changed, which needs a restart of furt; nothing was reloaded")).collect()
+        changed.map(|(key, _)| about(running, key, "a change of this needs a restart of furt")).collect()
     }
 }
 
