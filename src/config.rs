@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use furt_control_plane::config::{Digest, Grant, Key, Published, StaticRoute, Token};
+use furt_control_plane::config::{Digest, Grant, Key, Published, Role, StaticRoute, Token};
 use tracing::Level;
 
 mod callers;
@@ -82,9 +82,18 @@ pub struct Surroundings<'a> {
     pub descriptors: Option<u64>,
     /// Cores of the machine, for `workers = auto`.
     pub cores: usize,
+    /// The id of this process.
+    pub process_id: u32,
 }
 
 impl Surroundings<'_> {
+    /// Whether systemd started this very process (systemd.exec(5)). A terminal that systemd started hands the invocation
+    /// on to all that run in it, but not the process id; systemd has told that since version 248.
+    fn is_system_service(&self) -> bool {
+        let started = (self.environment)("SYSTEMD_EXEC_PID").is_none_or(|id| id == self.process_id.to_string());
+        (self.environment)("INVOCATION_ID").is_some() && started
+    }
+
     /// `state_dir` when it is not set: systemd's StateDirectory, `/var/lib/furt` for any other
     /// service of systemd, else a directory here.
     fn state_dir(&self) -> PathBuf {
@@ -92,7 +101,7 @@ impl Surroundings<'_> {
         let first = given.as_deref().and_then(|given| given.split(':').next()).filter(|first| !first.is_empty());
         match first {
             Some(first) => first.into(),
-            None if (self.environment)("INVOCATION_ID").is_some() => "/var/lib/furt".into(),
+            None if self.is_system_service() => "/var/lib/furt".into(),
             None => "./furt-state".into(),
         }
     }
@@ -152,6 +161,7 @@ fn parse_by(text: &str, file: &str, read_file: &dyn Fn(&Path) -> io::Result<Stri
         read_file,
         descriptors: descriptor_limit(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
+        process_id: std::process::id(),
     };
     parse(text, file, &around)
 }
@@ -300,6 +310,11 @@ impl Parts {
             report.error(gateway.listen_line.max(server.listen_line), "listen", message);
         }
         warn_of_open_grants(&self.grants, &gateway, report);
+        let operator = self.tokens.iter().any(|(_, token)| token.role == Role::Operator);
+        if gateway.enabled && !gateway.loopback_is_operator && !operator {
+            let message = "nobody is operator then: add a [token \"name\"] with role = operator";
+            report.warn(gateway.operator_line, "loopback_is_operator", message);
+        }
         for (_, line, key) in &self.keys {
             if server.trusted_proxies.is_empty() && key.allowed_ips.iter().any(|network| network.addr().is_loopback()) {
                 let message = "a loopback address without trusted_proxies lets in everyone who comes through a proxy on this machine";

@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let environment = |name: &str| (name.len() % 2 == 0).then(|| FROM_ENVIRONMENT.to_owned());
     let read_file = |_: &Path| Ok(format!("{FROM_FILE}\n"));
-    let around = Surroundings { environment: &environment, read_file: &read_file, descriptors: Some(1024), cores: 2 };
+    let around = Surroundings { environment: &environment, read_file: &read_file, descriptors: Some(1024), cores: 2, process_id: 1 };
     let lines = text.split('\n').count();
     let secrets = [FROM_ENVIRONMENT, FROM_FILE].map(|secret| !text.contains(secret));
     let check = |findings: &[Finding]| {

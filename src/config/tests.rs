@@ -89,7 +89,7 @@ fn files(path: &Path) -> io::Result<String> {
 }
 
 fn read_as(text: &str, file: &str) -> Result<Config, Report> {
-    let around = Surroundings { environment: &environment, read_file: &files, descriptors: Some(100_000), cores: 4 };
+    let around = Surroundings { environment: &environment, read_file: &files, descriptors: Some(100_000), cores: 4, process_id: 42 };
     parse(text, file, &around)
 }
 
@@ -128,6 +128,28 @@ fn the_example_parses_without_a_word_and_holds_every_key_with_its_default() {
         }
         assert!(kind.keys.iter().all(|key| !key.doc.is_empty()));
     }
+}
+
+#[test]
+fn state_is_kept_where_systemd_says_only_by_the_process_that_it_started() {
+    let check = |variables: &[(&str, &str)], expected: &str| {
+        let environment = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let around = Surroundings { environment: &environment, read_file: &files, descriptors: None, cores: 1, process_id: 42 };
+        assert_eq!(parse("", "furt.conf", &around).unwrap().state_dir, Path::new(expected), "{variables:?}");
+    };
+    check(&[], "./furt-state");
+    check(&[("STATE_DIRECTORY", "/srv/state:/other")], "/srv/state");
+    check(&[("INVOCATION_ID", "1f")], "/var/lib/furt");
+    check(&[("INVOCATION_ID", "1f"), ("SYSTEMD_EXEC_PID", "42")], "/var/lib/furt");
+    check(&[("INVOCATION_ID", "1f"), ("SYSTEMD_EXEC_PID", "7")], "./furt-state");
+}
+
+#[test]
+fn who_locks_the_operator_out_is_told() {
+    let off = "[gateway]\nallow_registration_from = 127.0.0.1\nloopback_is_operator = false\n";
+    odd(off, &["3: loopback_is_operator: nobody is operator then: add a [token \"name\"] with role = operator"]);
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    odd(&format!("{off}[token \"ops\"]\nrole = operator\nsha256 = {digest}\n"), &[]);
 }
 
 #[test]

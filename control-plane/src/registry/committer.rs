@@ -474,6 +474,14 @@ impl Registry {
 
     /// Stores all that is known, at shutdown, as far as the store takes it.
     pub async fn flush(&self) {
+        // What a failed commit has cost is made good now, or not at all.
+        let broken = {
+            let state = self.lock();
+            state.changes.loaded && state.changes.outage.is_some()
+        };
+        if broken && self.reopen().await.is_err() {
+            return;
+        }
         // A round takes only some of what is dirty, and the one before it may be under way.
         let mut more = true;
         while more {

@@ -39,7 +39,7 @@ impl Registry {
     }
 
     /// Opens a store that failed, and makes it hold what is true.
-    async fn reopen(&self) -> Result<(), StoreError> {
+    pub(super) async fn reopen(&self) -> Result<(), StoreError> {
         let records = self.records();
         self.on_store(move |store| store.recover(&records, unix_ms_now())).await?;
         self.recovered(self.lock());

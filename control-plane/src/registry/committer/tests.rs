@@ -447,3 +447,21 @@ async fn parked_instances_are_forgotten_in_the_store_too_but_for_the_last_one() 
     let kept = std::iter::from_fn(|| told.next().now_or_never().flatten());
     assert_eq!(kept.filter(|event| event.kind == "FORGOTTEN").count(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_failed_is_made_good_at_shutdown() {
+    let store = Told::default();
+    let registry = store.registry();
+    registry.restore().await.unwrap();
+    registry.try_it(request("kept", 7812, &["GET /kept"])).await.unwrap();
+    store.with(|kept| kept.fails = true);
+    registry.try_it(request("lost", 7813, &["GET /lost"])).await.unwrap_err();
+    // As if the file had been taken away, and came back a moment before the end.
+    store.with(|kept| {
+        kept.fails = false;
+        kept.records.clear();
+    });
+    registry.close();
+    registry.flush().await;
+    assert_eq!(store.keys(), ["kept/default"]);
+}
