@@ -90,7 +90,8 @@ impl Internal {
     fn on_within(socket: TcpListener, registry: Registry, observer: Arc<dyn Observer>, limits: Limits) -> io::Result<Self> {
         let openapi = openapi::document().map_err(io::Error::other)?.to_string().into();
         let closing = CancellationToken::new();
-        let edge = Arc::new(Edge { registry, observer, bodies: body::Reader::default(), openapi, closing });
+        let watchers = Arc::new(Semaphore::new(edge::MOST_WATCHERS));
+        let edge = Arc::new(Edge { registry, observer, bodies: body::Reader::default(), openapi, closing, watchers });
         let (grpc, health) = grpc::router(Arc::clone(&edge)).map_err(io::Error::other)?;
         let http = paths::router(Arc::clone(&edge));
         let server = Server { edge, http, grpc, connections: builder(limits), limits };

@@ -315,7 +315,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         ]),
         takes: None,
         answers: Answers::Events("Event"),
-        refusals: &[],
+        refusals: &[Code::Unavailable],
         handler: |call, _| Box::pin(async move { call.events() }),
     },
     Endpoint {

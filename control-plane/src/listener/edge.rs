@@ -9,6 +9,7 @@ use furt_proto::{names::ServiceName, v1};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
@@ -48,6 +49,9 @@ pub struct ReloadDone {
     pub version: u64,
 }
 
+/// Watchers of events at once: one that does not read costs its connection's buffers, some 100 kB.
+pub(super) const MOST_WATCHERS: usize = 1_000;
+
 /// What handlers of both kinds share.
 pub struct Edge {
     /// What is asked.
@@ -60,6 +64,8 @@ pub struct Edge {
     pub openapi: Bytes,
     /// Cancelled when the listener ends: what would last longer hears it.
     pub closing: CancellationToken,
+    /// Room for watchers of events.
+    pub(super) watchers: Arc<Semaphore>,
 }
 
 impl Edge {
@@ -87,7 +93,16 @@ impl Edge {
             request.service.parse::<ServiceName>().map_err(|error| Fault::new("service", Code::Validation, error.0))?;
         }
         let events = self.registry.events().watch(&request.since, &request.service)?.boxed();
-        let watcher = Watcher { events, registry: self.registry.clone(), peer: peer.clone(), config, closing: self.closing.clone() };
+        let too_many = |_| Refusal::one(Code::Unavailable, format!("there are {MOST_WATCHERS} watchers of events already"));
+        let counted = Arc::clone(&self.watchers).try_acquire_owned().map_err(too_many)?;
+        let watcher = Watcher {
+            _counted: counted,
+            events,
+            registry: self.registry.clone(),
+            peer: peer.clone(),
+            config,
+            closing: self.closing.clone(),
+        };
         Ok(stream::unfold(Some(watcher), |watcher| async move {
             let mut watcher = watcher?;
             let next = watcher.next().await;
@@ -100,6 +115,7 @@ impl Edge {
 
 /// Someone who watches events.
 struct Watcher {
+    _counted: OwnedSemaphorePermit,
     events: BoxStream<'static, v1::Event>,
     registry: Registry,
     peer: Peer,

@@ -54,6 +54,25 @@ impl Source {
 }
 
 #[tokio::test]
+async fn watchers_are_bounded_and_make_room_when_they_go() {
+    let furt = World::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(RegistryServiceClient::new(furt.channel().await));
+    }
+    let mut held = Vec::new();
+    for index in 0..edge::MOST_WATCHERS {
+        held.push(clients[index % 8].watch_events(v1::WatchEventsRequest::default()).await.unwrap());
+    }
+    let refused = clients[0].watch_events(v1::WatchEventsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert_eq!(furt.get("/internal/events").await.status(), 503);
+    held.clear();
+    // furt learns of each that is gone when its connection is read.
+    while clients[0].watch_events(v1::WatchEventsRequest::default()).await.is_err() {}
+}
+
+#[tokio::test]
 async fn events_are_told_from_a_cursor_on_and_end_at_shutdown() {
     let furt = World::start().await;
     furt.register("/internal/register-service", &[], SEED).await.envelope();
