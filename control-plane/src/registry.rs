@@ -297,6 +297,7 @@ impl Registry {
             instance: &registration.instance,
             change: applied.change,
             url: registration.url.as_str(),
+            replaces: applied.replaces.as_ref().map(|url| url.as_str()),
             routes: registration.routes.len(),
             registration_id: &applied.registration_id,
             version: applied.version,

@@ -12,6 +12,7 @@ use std::{
 use furt_proto::{
     names::{InstanceId, ServiceName},
     store::v1::InstanceRecord,
+    url::UpstreamUrl,
 };
 use tokio::time::Instant;
 
@@ -71,6 +72,8 @@ pub struct Applied {
     pub carried_by: u64,
     /// Set when it woke a parked instance.
     pub transition: Option<Transition>,
+    /// Where the registration listened whose place it took, when that was somewhere else.
+    pub replaces: Option<UpstreamUrl>,
     /// It was withdrawn, and is no more: this registration was admitted.
     pub readmitted: bool,
     /// Routes for which callers need less than before.
@@ -216,6 +219,8 @@ impl Services {
         let existing = self.instance(&name, id.as_str());
         let change = existing.map_or(Change::Started, |instance| instance.change_to(&admitted.registration));
         let readmitted = existing.is_some_and(|instance| instance.withdrawn.is_some());
+        let before = existing.map(|instance| instance.registration.url.clone());
+        let replaces = before.filter(|before| *before != admitted.registration.url);
         let (transition, loosened) = match change {
             Change::Started => (None, self.start(admitted, at)),
             Change::Updated | Change::Renewed => self.renew(admitted, change, at),
@@ -229,6 +234,7 @@ impl Services {
             version,
             carried_by: self.publication.version_of(&name),
             transition,
+            replaces,
             readmitted,
             loosened,
         }

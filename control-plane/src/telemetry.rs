@@ -169,11 +169,11 @@ impl Telemetry {
 impl Telemetry {
     /// A service registered, changed its registration, or renewed it.
     pub fn registered(&self, peer: IpAddr, request: &Registered<'_>) {
-        let Registered { service, instance, change, url, routes, registration_id, version } = *request;
+        let Registered { service, instance, change, url, replaces, routes, registration_id, version } = *request;
         let kind = match change {
             Change::Started => {
                 self.count("registered");
-                info!(%service, %instance, url, routes, registration_id, version, %peer, "service registered");
+                info!(%service, %instance, url, replaces, routes, registration_id, version, %peer, "service registered");
                 Kind::Registered
             }
             Change::Updated => {
@@ -188,7 +188,8 @@ impl Telemetry {
             }
         };
         let event = v1::Event { service: service.to_string(), instance: instance.to_string(), version, ..Default::default() };
-        self.tell(kind, &format!("{} at {url}, registered by {peer}", count_of(routes, "route")), event);
+        let was = replaces.map(|was| format!(" in the place of {was}")).unwrap_or_default();
+        self.tell(kind, &format!("{} at {url}{was}, registered by {peer}", count_of(routes, "route")), event);
     }
 
     /// Routes of a service that callers reach with less than before.
@@ -457,6 +458,9 @@ pub struct Registered<'a> {
     pub change: Change,
     /// Where it listens.
     pub url: &'a str,
+    /// Where the registration listens whose place it took, when that is somewhere else: two copies that name no
+    /// instance take each other's.
+    pub replaces: Option<&'a str>,
     /// How many routes.
     pub routes: usize,
     /// Names the registration.

@@ -364,6 +364,18 @@ fn the_log_tells_of_registrations_deregistrations_and_refusals_and_of_no_key() {
 }
 
 #[test]
+fn a_second_copy_that_names_no_instance_takes_the_place_of_the_first_and_that_is_told() {
+    let furt = World::start();
+    let (first, second) = (Upstream::start("first"), Upstream::start("second"));
+    furt.register("sagjan", &first.url(), COMMENTS);
+    furt.register("sagjan", &second.url(), COMMENTS);
+    let replaces = format!("replaces=\"{}\"", first.url());
+    eventually("it is logged", || furt.logged(&["service registered", &second.url(), &replaces]).then_some(()));
+    let place = format!("in the place of {}", first.url());
+    crate::events::told(&furt, "the place that was taken", |event| event.kind == "REGISTERED" && event.message.contains(&place));
+}
+
+#[test]
 fn the_metrics_count_registrations_by_result() {
     let furt = World::start();
     let sagjan = Upstream::start("sagjan");

@@ -49,7 +49,7 @@ fn registering_and_health_are_told_with_the_version_that_shows_them() {
         let url = "http://10.0.0.7:80";
         telemetry.registered(
             peer,
-            &Registered { service: &service, instance: &instance, change, url, routes, registration_id: "01J", version: 5 },
+            &Registered { service: &service, instance: &instance, change, url, replaces: None, routes, registration_id: "01J", version: 5 },
         );
     };
     registered(Change::Started, 1);
