@@ -10,7 +10,9 @@
 //! be counted as cost of the requests; the budget for probing is its own).
 
 use std::{
+    collections::HashMap,
     error::Error,
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -243,13 +245,17 @@ impl Furt {
         Ok(Growth { live_ms, after })
     }
 
-    fn cpu_ns(&self) -> Outcome<u64> {
-        let mut sum = 0;
+    /// CPU time by thread, in nanoseconds. Threads come and go: those that wait for a disk.
+    fn cpu_ns(&self) -> Outcome<HashMap<OsString, u64>> {
+        let mut threads = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
-            sum += schedstat.split_whitespace().next().ok_or("empty schedstat")?.parse::<u64>()?;
+            let thread = thread?;
+            // It may have ended since it was listed.
+            let Ok(schedstat) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let spent = schedstat.split_whitespace().next().ok_or("empty schedstat")?.parse()?;
+            threads.insert(thread.file_name(), spent);
         }
-        Ok(sum)
+        Ok(threads)
     }
 
     fn resident_mib(&self) -> Outcome<f64> {
@@ -342,7 +348,8 @@ impl<'a> Load<'a> {
         while self.sent < first + REQUESTS_A_ROUND {
             self.turn()?;
         }
-        let spent = self.furt.cpu_ns()? - before;
+        let since = |(thread, now): (OsString, u64)| now.saturating_sub(before.get(&thread).copied().unwrap_or(0));
+        let spent: u64 = self.furt.cpu_ns()?.into_iter().map(since).sum();
         self.costs_us.push(spent as f64 / 1e3 / (self.sent - first) as f64);
         Ok(())
     }
