@@ -35,15 +35,12 @@ pub fn router(edge: Arc<Edge>) -> Result<(Router, tonic_health::server::HealthRe
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             // So that grpcurl shows the details of a refusal in words.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            // Each tells of the other too: a client lists what there is, whichever it asks.
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
-    let v1 = reflection()
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-        .build_v1()?
-        .max_decoding_message_size(MAX_QUESTION);
-    let v1alpha = reflection()
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?
-        .max_decoding_message_size(MAX_QUESTION);
+    let v1 = reflection().build_v1()?.max_decoding_message_size(MAX_QUESTION);
+    let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(MAX_QUESTION);
     let (reporter, health) = tonic_health::server::health_reporter();
     let health = health.max_decoding_message_size(MAX_QUESTION);
 
@@ -95,17 +92,20 @@ impl RegistryService for Rpc {
 
     async fn get_service(&self, request: Request<v1::GetServiceRequest>) -> Result<Response<v1::GetServiceResponse>, Status> {
         self.may_read(&request)?;
+        self.edge.registry.readable()?;
         let service = self.edge.registry.get_service(&request.get_ref().service)?;
         Ok(Response::new(v1::GetServiceResponse { service: Some(service) }))
     }
 
     async fn list_services(&self, request: Request<v1::ListServicesRequest>) -> Result<Response<v1::ListServicesResponse>, Status> {
         self.may_read(&request)?;
+        self.edge.registry.readable()?;
         Ok(Response::new(self.edge.registry.list_services()))
     }
 
     async fn list_routes(&self, request: Request<v1::ListRoutesRequest>) -> Result<Response<v1::ListRoutesResponse>, Status> {
         self.may_read(&request)?;
+        self.edge.registry.readable()?;
         Ok(Response::new(self.edge.registry.list_routes(request.get_ref())))
     }
 

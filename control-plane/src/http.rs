@@ -145,14 +145,17 @@ impl Call {
 /// What shows.
 impl Call {
     fn list_services(self) -> Said {
+        self.edge.registry.readable()?;
         self.answer("", answers::services(&self.edge.registry.list_services()))
     }
 
     fn get_service(self) -> Said {
+        self.edge.registry.readable()?;
         self.answer("", answers::one_service(&self.edge.registry.get_service(&self.service)?))
     }
 
     fn list_routes(self) -> Said {
+        self.edge.registry.readable()?;
         let request = v1::ListRoutesRequest { service: self.parameters.text("service") };
         self.answer("", answers::routes(&self.edge.registry.list_routes(&request)))
     }

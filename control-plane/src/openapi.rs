@@ -196,7 +196,7 @@ fn means(code: Code) -> &'static str {
         Code::PayloadTooLarge => "the body is larger than 1 MiB.",
         Code::RateLimited => "too many registrations from this peer.",
         Code::Unavailable => "for now it cannot be done: furt is busy or shuts down.",
-        Code::StoreUnavailable => "it cannot be made durable for now, so nothing was changed.",
+        Code::StoreUnavailable => "for now the store cannot be read or written; nothing was changed.",
         Code::Internal => "a fault of furt's own.",
     }
 }

@@ -366,6 +366,7 @@ impl Registry {
     pub fn probe(&self, peer: &Peer, request: v1::ProbeRequest) -> Result<v1::ProbeResponse, Refusal> {
         let (name, id) = names(&request.service, &request.instance)?;
         authorize(&self.config(), peer, Action::Probe, Some(&name))?;
+        self.readable()?;
         let mut state = self.lock();
         let woken = state.services.wake(&name, id.as_ref(), moment())?;
         self.store_soon(&mut state);
@@ -377,6 +378,14 @@ impl Registry {
             }
         }
         Ok(v1::ProbeResponse { service: name.to_string(), instances: woken.iter().map(|(id, _)| id.to_string()).collect() })
+    }
+
+    /// Whether it is known what is registered; to be asked before anything is listed, since a store that was not read is
+    /// not an empty one.
+    ///
+    /// Errors: STORE_UNAVAILABLE, with the way out.
+    pub fn readable(&self) -> Result<(), Refusal> {
+        self.lock().changes.readable()
     }
 
     /// One service, with the uptime and timeline of its instances.

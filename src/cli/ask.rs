@@ -39,16 +39,16 @@ pub async fn ask(config: Option<&Path>, asked: &Asked) -> Result<(), Failure> {
         say(String::from_utf8_lossy(&answer.body).trim_end())?;
         return if success { Ok(()) } else { Err(Failure::told()) };
     }
-    if matches!(asked, Asked::Services { .. } | Asked::Routes { .. }) {
-        lacks(&furt).await;
-    }
     if !success {
         return Err(explain_refusal(&furt, asked, &answer).await);
+    }
+    if matches!(asked, Asked::Services { .. } | Asked::Routes { .. }) {
+        lacks(&furt).await;
     }
     say(told(asked, &json, &Screen::stdout()))
 }
 
-/// Says on standard error what furt lacks: with a store that cannot be read, a list is empty while services are served.
+/// Says on standard error what furt lacks, such as a store that takes no registrations: whoever looks at a list wants to know.
 async fn lacks(furt: &Gateway) {
     // Without it the answer is as true, only less helpful.
     let Ok(health) = furt.send(Question::new(Method::GET, "/health")).await else { return };

@@ -155,7 +155,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         parameters: Some(&[]),
         takes: None,
         answers: Answers::Data("ListServicesResponse"),
-        refusals: &[],
+        refusals: &[Code::StoreUnavailable],
         handler: |call, _| Box::pin(async move { call.list_services() }),
     },
     Endpoint {
@@ -167,7 +167,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         parameters: Some(&[]),
         takes: None,
         answers: Answers::Data("GetServiceResponse"),
-        refusals: &[Code::NotFound],
+        refusals: &[Code::NotFound, Code::StoreUnavailable],
         handler: |call, _| Box::pin(async move { call.get_service() }),
     },
     Endpoint {
@@ -278,7 +278,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         parameters: Some(&[query("service", "Only those of this service. Left out or empty: all.")]),
         takes: None,
         answers: Answers::Data("ListRoutesResponse"),
-        refusals: &[],
+        refusals: &[Code::StoreUnavailable],
         handler: |call, _| Box::pin(async move { call.list_routes() }),
     },
     Endpoint {

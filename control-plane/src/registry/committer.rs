@@ -25,6 +25,8 @@ const MOST_WAITING: usize = 4_096;
 const MOST_IN_ROUND: usize = 256;
 /// How often the store notes that furt runs: uptime after a crash counts up to then.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Why nothing is known and nothing is taken in the first moments.
+const NOT_READ: &str = "the store has not been read yet; try again in a moment";
 
 /// A change that counts once it is durable.
 pub(super) enum Operation {
@@ -113,6 +115,14 @@ impl Changes {
     /// Whether the store was read.
     pub(super) fn is_loaded(&self) -> bool {
         self.loaded
+    }
+    /// Refuses to tell what is registered while the store was not read.
+    pub(super) fn readable(&self) -> Result<(), Refusal> {
+        if self.loaded {
+            return Ok(());
+        }
+        let why = self.outage.as_ref().map_or(NOT_READ, |(_, why)| why);
+        Err(store_unavailable(format!("what is registered is not known for now: {why}")))
     }
     /// Whether no change of a service waits or is under way.
     pub(super) fn is_quiet(&self, service: &ServiceName) -> bool {
@@ -208,7 +218,7 @@ impl Registry {
         let changes = &mut state.changes;
         let refusal = match &changes.outage {
             Some((_, why)) => Some(unavailable(why)),
-            None if !changes.loaded => Some(unavailable("the store has not been read yet; try again in a moment")),
+            None if !changes.loaded => Some(unavailable(NOT_READ)),
             None if changes.queue.len() >= MOST_WAITING => Some(unavailable("too many changes wait for the store; try again in a moment")),
             None => None,
         };
@@ -530,7 +540,10 @@ pub(super) fn key(service: &ServiceName, instance: &InstanceId) -> Key {
 }
 
 fn unavailable(why: &str) -> Refusal {
-    let message = format!("nothing can be made durable for now: {why}");
+    store_unavailable(format!("nothing can be made durable for now: {why}"))
+}
+
+fn store_unavailable(message: String) -> Refusal {
     Refusal { retry_after: Some(Duration::from_secs(1)), ..Refusal::one(Code::StoreUnavailable, message) }
 }
 

@@ -66,17 +66,16 @@ fn a_registration_is_tried_made_and_shown() {
 }
 
 #[test]
-fn a_list_that_is_empty_for_want_of_the_store_says_so() {
+fn a_store_that_was_not_read_is_listed_as_that_and_not_as_empty() {
     let (mut furt, _upstream) = with_sagjan();
     furt.kill();
     fs::write(furt.dir.join("state/registry.redb"), "not a store").expect("the store");
     furt.start_again();
-    let listed = ask(&furt, "services");
-    has(&listed.out, &["no service is registered"]);
-    has(&listed.err, &["warning: registrations are refused", "registry.redb", "damaged", "move it away"]);
-    let one = ask(&furt, "services sagjan");
-    assert_eq!((one.code, one.out.as_str()), (Some(1), ""));
-    has(&one.err, &["warning: registrations are refused", "not found (404 NOT_FOUND)"]);
+    for command in ["services", "services sagjan", "routes", "probe sagjan"] {
+        let refused = ask(&furt, command);
+        assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""), "{command}");
+        has(&refused.err, &["STORE_UNAVAILABLE", "registry.redb", "damaged", "move it away"]);
+    }
 }
 
 #[test]

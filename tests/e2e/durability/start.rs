@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use furt_proto::v1::{GetServiceRequest, ListRoutesRequest, ListServicesRequest};
 use serde_json::{Value, json};
 
 use super::{store_of, store_unavailable, unlimited};
@@ -35,6 +36,17 @@ fn serves_without_its_store(furt: &World, kept: &Upstream, words: &[&str]) {
         store_unavailable(&furt.post(&registration(service, &kept.url(), ROUTES)), words);
     }
     store_unavailable(&Request::new("DELETE", "/internal/services/sagjan").send(furt.internal), words);
+    store_unavailable(&Request::new("POST", "/internal/services/sagjan/probe").send(furt.internal), words);
+    for path in ["/internal/services", "/internal/services/sagjan", "/internal/routes"] {
+        store_unavailable(&Request::get(path).send(furt.internal), words);
+    }
+    let request = GetServiceRequest { service: "sagjan".into() };
+    let status = furt.grpc(async |mut client| client.get_service(request).await).expect_err("not known");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    let status = furt.grpc(async |mut client| client.list_services(ListServicesRequest {}).await).expect_err("not known");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    let status = furt.grpc(async |mut client| client.list_routes(ListRoutesRequest::default()).await).expect_err("not known");
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
     assert!(Request::get("/health/ready").send(furt.internal).status == 200, "it serves");
 }
 
@@ -102,8 +114,9 @@ fn a_state_dir_that_cannot_be_one_is_unwritable() {
     fs::write(&state, "a file").expect("a file");
     furt.start_again();
     serves_without_its_store(&furt, &kept, &["registry.redb", "cannot write", "state_dir"]);
-    fs::remove_file(&state).expect("the file");
-    fs::rename(furt.dir.join("aside"), &state).expect("the state_dir");
+    // In one step: furt would make a new one in between.
+    std::os::unix::fs::symlink(furt.dir.join("aside"), furt.dir.join("back")).expect("a link");
+    fs::rename(furt.dir.join("back"), &state).expect("the state_dir");
     is_back(&furt);
 }
 
@@ -111,7 +124,9 @@ fn a_state_dir_that_cannot_be_one_is_unwritable() {
 fn a_store_that_is_taken_away_while_furt_runs_is_written_anew() {
     let (mut furt, _fixed, kept) = killed();
     furt.start_again();
-    fs::remove_dir_all(furt.dir.join("state")).expect("the state_dir");
+    // In one step, as a directory that furt writes snapshots to may never be found empty.
+    fs::rename(furt.dir.join("state"), furt.dir.join("away")).expect("the state_dir");
+    fs::remove_dir_all(furt.dir.join("away")).expect("the state_dir");
     let other = registration("another", &kept.url(), &["GET /other comments:read"]);
     eventually("it is noticed and mended", || (furt.post(&other).status == 200).then_some(()));
     furt.kill();

@@ -213,8 +213,14 @@ async fn a_store_that_cannot_be_read_is_not_an_empty_one() {
     let refused = registry.try_it(request("obr", 7813, &["GET /a"])).await.unwrap_err();
     assert_eq!(refused.code(), Code::StoreUnavailable);
     assert_eq!(store.keys(), ["sagjan/default"]);
+    // Nor does anybody read it as empty.
+    let probe = v1::ProbeRequest { service: "sagjan".into(), instance: String::new() };
+    for refused in [registry.readable().unwrap_err(), registry.probe(&local(), probe).unwrap_err()] {
+        assert_eq!((refused.code(), refused.retry_after_seconds()), (Code::StoreUnavailable, Some(1)));
+    }
     store.with(|kept| kept.fails = false);
     until(&registry, || !registry.notice(&registry.lock()).partial).await;
+    registry.readable().unwrap();
     assert!(registry.get_service("sagjan").unwrap().instances[0].restored);
     assert_eq!(registry.try_it(request("obr", 7813, &["GET /a"])).await.unwrap_err().code(), Code::RouteConflict);
     // For whoever watches the outage is over too, and the next one is told anew.
