@@ -48,7 +48,7 @@ pub enum Kind {
     Drained,
     /// It takes them again.
     Undrained,
-    /// Callers need less for a route than before.
+    /// A route lets callers through whom it kept out before.
     Loosened,
     /// furt.conf no longer allows a registration.
     Withdrawn,

@@ -450,9 +450,11 @@ pub struct UnitedRoute {
 }
 
 impl UnitedRoute {
-    /// Whether callers need less for it: no permission where there was one, or no key.
+    /// Whether it lets callers through that were kept out before: without a key, without a permission, or with another one.
     fn is_looser_than(&self, before: &Self) -> bool {
-        (self.public && !before.public) || (self.permission.is_none() && before.permission.is_some())
+        // Of another permission nobody can say that it is held by fewer: whoever has only that one gets in now.
+        let other = before.permission.is_some() && self.permission != before.permission;
+        !before.public && (self.public || other)
     }
 }
 

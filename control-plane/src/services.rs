@@ -76,7 +76,7 @@ pub struct Applied {
     pub replaces: Option<UpstreamUrl>,
     /// It was withdrawn, and is no more: this registration was admitted.
     pub readmitted: bool,
-    /// Routes for which callers need less than before.
+    /// Routes that let callers through whom they kept out before.
     pub loosened: Vec<RouteKey>,
 }
 

@@ -192,14 +192,14 @@ impl Telemetry {
         self.tell(kind, &format!("{} at {url}{was}, registered by {peer}", count_of(routes, "route")), event);
     }
 
-    /// Routes of a service that callers reach with less than before.
+    /// Routes of a service that let callers through whom they kept out before.
     pub fn loosened(&self, service: &ServiceName, instance: &InstanceId, routes: &[RouteKey]) {
         let first = routes.first().map(ToString::to_string).unwrap_or_default();
-        info!(%service, %instance, routes = routes.len(), first, "routes loosened: they need no permission or no key any more");
+        info!(%service, %instance, routes = routes.len(), first, "routes loosened: callers are let through that were not before");
         let named: Vec<_> = routes.iter().take(5).map(ToString::to_string).collect();
         let more = routes.len() - named.len();
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        let message = format!("no permission or no key is needed any more for {}{more}", named.join(", "));
+        let message = format!("callers are let through that were not before: {}{more}", named.join(", "));
         self.tell_of(Kind::Loosened, service, instance, &message);
     }
 

@@ -220,8 +220,14 @@ fn the_union_of_routes_is_governed_by_the_newest_registration() {
     assert_eq!(world.services.get("sagjan").unwrap().routes.len(), 2, "what only a declared is gone");
     world.services.remove(&"sagjan".parse().unwrap(), &["a".parse().unwrap()]);
     assert_eq!(permission(&world, "/both"), "new:b");
-    let loosened = world.register(with("b", 2, "", &["GET /both", "GET /only-b", "GET /new"])).loosened;
-    assert_eq!(loosened.iter().map(ToString::to_string).collect::<Vec<_>>(), ["GET /both", "GET /only-b"]);
+    let mut loosened = |permission: &str| {
+        let applied = world.register(with("b", 2, permission, &["GET /both", "GET /only-b", "GET /new"]));
+        applied.loosened.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(loosened(""), ["GET /both", "GET /only-b"]);
+    assert!(loosened("tighter:b").is_empty(), "who has it got in before");
+    assert_eq!(loosened("other:b").len(), 3, "who has only that one did not get in before");
+    assert!(loosened("other:b").is_empty());
 }
 
 #[test]
