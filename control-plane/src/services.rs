@@ -155,14 +155,13 @@ impl Services {
         (*instance.registration_id == *registration_id).then_some(instance)
     }
 
-    /// What registering would do, without doing it: the change, the id it would answer and the state.
+    /// What registering would do, without doing it: the change, the id it would answer (of a new start it is not known
+    /// yet: empty) and the state.
     pub fn preview(&self, registration: &Registration) -> (Change, Arc<str>, State) {
-        match self.instance(&registration.service, registration.instance.as_str()) {
-            Some(instance) => match instance.change_to(registration) {
-                Change::Started => (Change::Started, instance.registration_id.clone(), Health::default().state),
-                change => (change, instance.registration_id.clone(), instance.health.state),
-            },
-            None => (Change::Started, "".into(), Health::default().state),
+        let existing = self.instance(&registration.service, registration.instance.as_str());
+        match existing.map(|instance| (instance, instance.change_to(registration))) {
+            None | Some((_, Change::Started)) => (Change::Started, "".into(), Health::default().state),
+            Some((instance, change)) => (change, instance.registration_id.clone(), instance.health.state),
         }
     }
 

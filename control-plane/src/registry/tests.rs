@@ -123,6 +123,8 @@ async fn a_dry_run_decides_by_the_same_rules_and_changes_nothing() {
     let real = registry.try_it(request("sagjan", 7812, &["GET /api/*"])).await.unwrap();
     let answer = registry.try_it(dry(request("sagjan", 7812, &["GET /api/*"]))).await.unwrap();
     assert_eq!(answer.registration_id, real.registration_id);
+    let elsewhere = registry.try_it(dry(request("sagjan", 7814, &["GET /api/*"]))).await.unwrap();
+    assert_eq!((elsewhere.registration_id.as_str(), elsewhere.status.as_str()), ("", "UNKNOWN"), "a new start, of an id to come");
     let refusal = registry.try_it(dry(request("obr", 7813, &["GET /api/*"]))).await.unwrap_err();
     assert_eq!(refusal.code(), Code::RouteConflict);
 }
