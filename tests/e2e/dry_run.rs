@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     client::{Answer, Client, Request},
-    process::free_port,
+    port::Port,
     upstream::Upstream,
     world::{Conf, World, from_environment},
 };
@@ -48,6 +48,8 @@ struct Registrations {
     rng: Rng,
     /// The first two are good.
     urls: Vec<String>,
+    /// Where one of them leads.
+    _nobody: Port,
     /// Whether the one that is being made may have what cannot be read.
     faulty: bool,
     /// Whether its routes keep to what its service may have.
@@ -222,13 +224,13 @@ fn verdict(answer: &Answer) -> Value {
 }
 
 fn start(seed: u64) -> (World, Upstream, Registrations) {
-    let upstream = Upstream::start("any");
+    let (upstream, nobody) = (Upstream::start("any"), Port::take());
     let digest: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
     let furt = Conf::new().grants(&GRANTS.replace("DIGEST", &digest)).gateway("registration_rate = 1000000/s").more(FIXED).start();
     let urls = vec![
         upstream.url(),
         format!("http://localhost:{}/base", upstream.address.port()),
-        format!("http://127.0.0.1:{}", free_port()),
+        nobody.url(),
         format!("http://{}", furt.internal),
         format!("http://{}", furt.public),
         "http://10.0.0.1:80".into(),
@@ -242,7 +244,7 @@ fn start(seed: u64) -> (World, Upstream, Registrations) {
         format!("http://127.0.0.1/{}", "a".repeat(3_000)),
     ];
     let rng = Rng::with_seed(seed);
-    (furt, upstream, Registrations { rng, urls, faulty: false, fitting: false })
+    (furt, upstream, Registrations { rng, urls, _nobody: nobody, faulty: false, fitting: false })
 }
 
 #[test]

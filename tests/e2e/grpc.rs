@@ -48,24 +48,39 @@ impl Grpcurl {
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// Sends messages on one stream, which grpcurl ends after three seconds if nobody else does.
+    /// Sends messages on one stream, which furt ends.
     fn say(&self, method: &str, messages: &[Value]) -> Output {
         let mut command = Command::new(&self.program);
-        command.args(["-plaintext", "-max-time", "3", "-emit-defaults", "-d", "@", &self.address, method]);
+        command.args(["-plaintext", "-max-time", "20", "-emit-defaults", "-d", "@", &self.address, method]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("grpcurl starts");
         let text: String = messages.iter().map(|message| format!("{message}\n")).collect();
         child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("grpcurl reads");
         child.wait_with_output().expect("grpcurl ends")
     }
 
-    /// What was answered until the stream was over, by its own end or grpcurl's.
+    /// What was answered on such a stream.
     #[track_caller]
-    fn until_it_is_over(&self, method: &str, messages: &[Value]) -> Vec<Value> {
+    fn to_its_end(&self, method: &str, messages: &[Value]) -> Vec<Value> {
         let output = self.say(method, messages);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() || told.contains("DeadlineExceeded"), "{told}");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
         answers.collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// The first answers on a stream that does not end by itself.
+    #[track_caller]
+    fn first(&self, count: usize, method: &str, request: &Value) -> Vec<Value> {
+        let mut command = Command::new(&self.program);
+        command.args(["-plaintext", "-max-time", "20", "-emit-defaults", "-d", &request.to_string(), &self.address, method]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("grpcurl starts");
+        let answers = serde_json::Deserializer::from_reader(child.stdout.take().expect("piped")).into_iter();
+        let answers = answers.take(count).collect::<Result<Vec<_>, _>>();
+        // It may have ended by itself.
+        let _ = child.kill();
+        let _ = child.wait();
+        let answers = answers.expect("whole answers");
+        assert_eq!(answers.len(), count, "{method}: {answers:?}");
+        answers
     }
 
     #[track_caller]
@@ -159,13 +174,12 @@ fn grpcurl_drains_probes_and_follows() {
     assert_eq!(probed["instances"], json!(["default"]));
     eventually("it is probed now", || (sagjan.probes().len() > probes).then_some(()));
 
-    // Streams that do not end by themselves, ended by grpcurl: what came until then is whole.
-    let events = grpcurl.until_it_is_over("furt.v1.RegistryService/WatchEvents", &[json!({"since": "0", "service": "sagjan"})]);
+    let events = grpcurl.first(4, "furt.v1.RegistryService/WatchEvents", &json!({"since": "0", "service": "sagjan"}));
     let kinds: Vec<_> = events.iter().filter_map(|event| event["event"]["kind"].as_str()).collect();
     assert_eq!(kinds, ["REGISTERED", "TRANSITION", "DRAINED", "UNDRAINED"]);
-    let snapshots = grpcurl.until_it_is_over("furt.v1.SnapshotService/Watch", &[json!({})]);
+    let snapshots = grpcurl.first(1, "furt.v1.SnapshotService/Watch", &json!({}));
     assert_eq!((&snapshots[0]["whole"], &snapshots[0]["services"][0]["name"]), (&json!(true), &json!("sagjan")));
-    let health = grpcurl.until_it_is_over("grpc.health.v1.Health/Watch", &[json!({})]);
+    let health = grpcurl.first(1, "grpc.health.v1.Health/Watch", &json!({}));
     assert_eq!(health, [json!({"status": "SERVING"})]);
 
     let farewell = json!({"service": "sagjan", "instance": "default", "registration_id": registered["registrationId"]});
@@ -180,7 +194,7 @@ fn grpcurl_holds_a_session() {
     let sagjan = Upstream::start("sagjan");
     let body = registration("sagjan", &sagjan.url(), COMMENTS);
     let said = [json!({"register": body}), json!({"keep_alive": {}}), json!({"farewell": {"seconds": 1}})];
-    let answers = grpcurl.until_it_is_over("furt.v1.RegistryService/Session", &said);
+    let answers = grpcurl.to_its_end("furt.v1.RegistryService/Session", &said);
     assert_eq!(answers[0]["registered"]["service"], "sagjan");
     let states = &answers[1..answers.len() - 1];
     assert!(!states.is_empty() && states.iter().all(|answer| answer["state"]["status"].is_string()), "{answers:?}");

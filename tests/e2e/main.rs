@@ -2,11 +2,12 @@
 //!
 //! The module list is the acceptance list; `docs/acceptance.md` maps each requirement to its test.
 //! The harness: [`world`] runs furt, [`upstream`] is a recording upstream inside the test,
-//! [`process`] one in a process of its own that can be killed, [`client`] sends exact bytes and
-//! reads exact answers.
+//! [`process`] one in a process of its own that can be killed, [`port`] a port that stays one's own,
+//! [`client`] sends exact bytes and reads exact answers.
 
 mod client;
 mod h2;
+mod port;
 mod process;
 mod upstream;
 mod wire;

@@ -6,7 +6,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     client::Request,
+    port::Port,
     upstream::Upstream,
     world::{block_on, grpc_registration},
 };
@@ -25,7 +26,7 @@ use crate::{
 /// A running upstream process, or one that was killed; killed for good when dropped.
 pub struct Process {
     pub name: String,
-    pub address: SocketAddr,
+    port: Port,
     registers: Registers,
     child: Option<Child>,
 }
@@ -37,17 +38,6 @@ enum Registers {
     OverJson(SocketAddr),
     /// As this instance.
     BySession(SocketAddr, String),
-}
-
-/// A port that was free a moment ago, below the range from which the kernel picks ports for clients,
-/// so that it can be taken again after a restart.
-pub fn free_port() -> u16 {
-    loop {
-        let port = fastrand::u16(12_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl Process {
@@ -68,14 +58,13 @@ impl Process {
     }
 
     fn launch(name: &str, registers: Registers) -> Self {
-        let address = (Ipv4Addr::LOCALHOST, free_port()).into();
-        let mut process = Self { name: name.into(), address, registers, child: None };
+        let mut process = Self { name: name.into(), port: Port::take(), registers, child: None };
         process.start_again();
         process
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.port.url()
     }
 
     /// Starts it, on the port it always had.
@@ -83,7 +72,7 @@ impl Process {
         let program = std::env::current_exe().expect("the path of this test");
         let mut command = Command::new(program);
         command.args(["--exact", "process::an_upstream_of_its_own", "--nocapture"]);
-        command.env("UPSTREAM_NAME", &self.name).env("UPSTREAM_PORT", self.address.port().to_string());
+        command.env("UPSTREAM_NAME", &self.name).env("UPSTREAM_PORT", self.port.number().to_string());
         command.env_remove("UPSTREAM_REGISTERS_WITH").env_remove("UPSTREAM_INSTANCE");
         match &self.registers {
             Registers::Not => &mut command,
@@ -98,7 +87,7 @@ impl Process {
         // Whatever else it says is read, so that it never waits for a full pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         self.child = Some(child);
-        assert!(listening, "{} did not listen on {}", self.name, self.address);
+        assert!(listening, "{} did not listen on {}", self.name, self.port.address);
     }
 
     /// SIGKILL, and waits until it is gone.

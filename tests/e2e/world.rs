@@ -20,7 +20,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use crate::client::{Answer, Request};
+use crate::{
+    client::{Answer, Request},
+    port::Port,
+};
 
 /// May do everything in `comments:`.
 pub const WEBSITE_KEY: &str = "website-key-0123456789-0123456789";
@@ -137,7 +140,9 @@ impl Conf {
         let dir = std::env::temp_dir().join(format!("furt-e2e-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory for the test");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut world = World { public: nowhere, internal: nowhere, dir, conf: self, child: None, log: Arc::default() };
+        let ports = [Port::take(), Port::take()];
+        let conf = Self { public_port: ports[0].number(), internal_port: ports[1].number(), ..self };
+        let mut world = World { public: nowhere, internal: nowhere, dir, conf, child: None, log: Arc::default(), _ports: ports };
         world.start_again();
         world
     }
@@ -154,6 +159,8 @@ pub struct World {
     conf: Conf,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
+    /// Its own also while it is gone.
+    _ports: [Port; 2],
 }
 
 impl World {
@@ -196,16 +203,14 @@ impl World {
             found.and_then(|address| address.parse().ok())
         };
         self.public = address("public").unwrap_or_else(|| panic!("no public address in {addresses:?}"));
-        self.conf.public_port = self.public.port();
         if self.conf.enabled {
             self.internal = address("internal").unwrap_or_else(|| panic!("no internal address in {addresses:?}"));
-            self.conf.internal_port = self.internal.port();
         }
     }
 
     /// Writes another furt.conf for the furt that runs, on the ports it has.
     pub fn rewrite(&mut self, conf: Conf) {
-        self.conf = Conf { public_port: self.public.port(), internal_port: self.internal.port(), ..conf };
+        self.conf = Conf { public_port: self.conf.public_port, internal_port: self.conf.internal_port, ..conf };
         let text = self.conf.text(&self.dir.join("state").display().to_string());
         fs::write(self.dir.join("furt.conf"), text).expect("furt.conf is written");
     }

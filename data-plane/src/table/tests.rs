@@ -251,9 +251,9 @@ fn a_hundred_thousand_routes_cost_little_more_than_ten() {
     let services: Vec<_> = (0..10_000).map(of).collect();
     let mut table = table(services.iter().flatten());
     assert_eq!(table.len(), 100_000);
-    let started = tokio::time::Instant::now();
-    let rounds = 1000;
-    for round in 0..rounds {
+    let mut took = Vec::new();
+    for round in 0..1000 {
+        let started = tokio::time::Instant::now();
         let old = table.clone();
         for route in &services[round % services.len()] {
             table.remove(route);
@@ -262,8 +262,11 @@ fn a_hundred_thousand_routes_cost_little_more_than_ten() {
             table.insert(route.clone());
         }
         drop(old);
+        took.push(started.elapsed());
     }
-    let replace = started.elapsed() / u32::try_from(rounds).unwrap();
+    // Half of the rounds took no longer: one in which the machine did something else does not count.
+    took.sort();
+    let replace = took[took.len() / 2];
     let paths: Vec<_> = (0..100_000).map(|at| format!("/s{}/items/x/r1", at * 7919 % 10_000)).collect();
     let started = tokio::time::Instant::now();
     let found = paths.iter().filter(|path| matches!(table.find("", "GET", path), Lookup::Found(_))).count();

@@ -12,6 +12,7 @@ use std::{
 use crate::{
     cli::{Ended, furt_in, has, installed, words},
     client::Request,
+    port::Port,
     upstream::Upstream,
 };
 
@@ -240,7 +241,8 @@ fn the_man_page_renders() {
 #[test]
 fn nobody_there_is_told_with_the_address_and_who_said_so() {
     let dir = Dir::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let nobody = Port::take();
+    let free = nobody.address;
     let gateway = format!("--gateway {free}");
     has(&dir.run(&format!("services {gateway}")).failed(), &[&free.to_string(), "--gateway names this address", "`furt run`"]);
     // JSON is for answers; there is none.

@@ -4,16 +4,17 @@ use std::process::{Command, Stdio};
 
 use crate::{
     cli::{Ended, asking, has, installed},
+    port::Port,
     upstream::Upstream,
     world::{World, eventually},
 };
 
 fn with_two() -> (World, Upstream) {
     let (furt, upstream) = (World::start(), Upstream::start("sagjan"));
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let nobody = Port::take();
     furt.register("sagjan", &upstream.url(), &["GET /api/comments/* comments:read"]);
     furt.until("sagjan", "UP");
-    furt.register("obr", &format!("http://{dead}"), &["GET /api/obr/* obr:read"]);
+    furt.register("obr", &nobody.url(), &["GET /api/obr/* obr:read"]);
     eventually("obr's first ping was missed", || (furt.health_of("obr")["consecutive_failures"] == 1).then_some(()));
     (furt, upstream)
 }

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::{
     client::{Client, Request},
-    process::{Process, free_port},
+    port::Port,
+    process::Process,
     upstream::{Health, Reply, Upstream, ok},
     world::{Conf, READER_KEY, WEBSITE_KEY, World, eventually, registration},
 };
@@ -99,8 +100,8 @@ fn kill_9_of_one_of_two_instances_fails_no_get() {
 #[test]
 fn a_connect_failure_moves_on_to_another_instance_for_any_method() {
     let furt = Conf::new().start();
-    let two = Upstream::start("two");
-    furt.register_instance("sagjan", "one", &format!("http://127.0.0.1:{}", free_port()), &["* /i comments:write"]);
+    let (nobody, two) = (Port::take(), Upstream::start("two"));
+    furt.register_instance("sagjan", "one", &nobody.url(), &["* /i comments:write"]);
     furt.register_instance("sagjan", "two", &two.url(), &["* /i comments:write"]);
     for number in 0..10 {
         let answer = furt.send(&Request::post("/i", format!("body {number}")).key(WEBSITE_KEY));

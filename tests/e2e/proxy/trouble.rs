@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     client::{Client, Request},
-    process::free_port,
+    port::Port,
     upstream::{Reply, Upstream, answer, ok},
     world::{Conf, WEBSITE_KEY, World, eventually},
 };
@@ -29,7 +29,8 @@ fn world(conf: Conf, url: &str) -> World {
 
 #[test]
 fn a_refused_connect_is_502() {
-    let furt = world(Conf::new(), &format!("http://127.0.0.1:{}", free_port()));
+    let nobody = Port::take();
+    let furt = world(Conf::new(), &nobody.url());
     furt.get("/t").refused(502, "BAD_GATEWAY");
     furt.send(&Request::post("/t", "x").key(WEBSITE_KEY)).refused(502, "BAD_GATEWAY");
     assert_eq!(furt.health()["status"], "healthy");
@@ -166,14 +167,14 @@ fn an_upgrade_is_not_passed_on_by_half() {
 
 #[test]
 fn a_service_that_stops_and_listens_again_is_reached_again() {
-    let port = free_port();
-    let mut upstream = Upstream::start_on(port, "first");
+    let port = Port::take();
+    let mut upstream = Upstream::start_on(port.number(), "first");
     let furt = world(Conf::new().quick(), &upstream.url());
     furt.get("/t").status(200);
     upstream.stop();
     let down = furt.get("/t");
     assert!(matches!(down.status, 502 | 503), "{down:?}");
-    let _again = Upstream::start_on(port, "second");
+    let _again = Upstream::start_on(port.number(), "second");
     let answer = eventually("it is served again", || Some(furt.get("/t")).filter(|answer| answer.status == 200));
     assert_eq!(answer.field("x-upstream"), Some("second"));
 }
@@ -181,11 +182,11 @@ fn a_service_that_stops_and_listens_again_is_reached_again() {
 #[test]
 fn the_service_has_its_time_from_the_end_of_a_long_upload_on() {
     let upstream = Upstream::with(|_| Reply::Bytes(ok("all of it")));
-    let furt = world(Conf::new().gateway("upstream_timeout = 200ms"), &upstream.url());
+    let furt = world(Conf::new().gateway("upstream_timeout = 1s"), &upstream.url());
     let mut client = Client::new(furt.public);
     client.write(format!("POST /t HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\nTransfer-Encoding: chunked\r\n\r\n")).expect("sent");
     let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(700) {
+    while began.elapsed() < Duration::from_millis(1_500) {
         let before = upstream.raw().len();
         client.write("1\r\nx\r\n").expect("sent");
         eventually("the piece is there", || (upstream.raw().len() > before).then_some(()));
