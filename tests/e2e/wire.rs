@@ -65,7 +65,14 @@ impl Wire {
     /// Reads once; 0 at the end.
     fn fill(&mut self) -> io::Result<usize> {
         let mut piece = [0; 16 * 1024];
-        let count = self.stream.read(&mut piece)?;
+        let count = loop {
+            match self.stream.read(&mut piece) {
+                // A read with a time limit is not taken up again by the kernel when a signal comes, not even when nobody
+                // wants the signal: that of a child of another thread that just starts one more.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
         (self.on_read)(&piece[..count]);
         self.seen.extend_from_slice(&piece[..count]);
         self.buffer.extend_from_slice(&piece[..count]);
@@ -182,4 +189,27 @@ pub fn request_fault(head: &Head) -> Option<String> {
         1 => None,
         count => Some(format!("{count} Host fields")),
     }
+}
+
+#[test]
+fn children_of_other_threads_that_end_interrupt_no_read() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let pairs = [(); 4].map(|()| {
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("somebody listens");
+        client.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("a time limit");
+        (Wire::new(client), listener.accept().expect("a connection").0)
+    });
+    let (mut clients, servers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    std::thread::scope(|scope| {
+        let reading: Vec<_> = clients.iter_mut().map(|client| scope.spawn(|| client.exactly(1))).collect();
+        let start_and_end = || (0..200).for_each(|_| drop(std::process::Command::new("/no/such/program").spawn().expect_err("not there")));
+        let starting = [(); 2].map(|()| scope.spawn(start_and_end));
+        starting.into_iter().for_each(|thread| thread.join().expect("it only starts what is not there"));
+        for mut server in &servers {
+            io::Write::write_all(&mut server, b"x").expect("sent");
+        }
+        for read in reading {
+            assert_eq!(read.join().expect("it only reads").expect("not interrupted"), b"x");
+        }
+    });
 }
