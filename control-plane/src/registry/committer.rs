@@ -270,8 +270,8 @@ impl Registry {
 
     /// The next round; `None` when there is nothing to do any more.
     fn plan(&self) -> Option<Round> {
-        let mut state = self.lock();
-        let state = &mut *state;
+        let mut held = self.lock();
+        let state = &mut *held;
         let mut round = Round::default();
         let mut taken: HashSet<ServiceName> = HashSet::new();
         let mut later = VecDeque::new();
@@ -308,6 +308,11 @@ impl Registry {
         if round.steps.is_empty() && round.dirty.is_empty() && round.settled.is_empty() {
             state.changes.running = false;
             return None;
+        }
+        if !round.settled.is_empty() {
+            // A renewal is durable already, so what it changed (it wakes, it goes on after a farewell) counts at once.
+            self.publish(held);
+            self.shared.due.notify_one();
         }
         Some(round)
     }

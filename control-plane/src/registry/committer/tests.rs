@@ -371,6 +371,8 @@ async fn who_registers_again_before_the_round_of_its_farewell_stays() {
     assert!(!leaving.await.unwrap().unwrap().deregistered);
     let stays = registry.get_service("sagjan").unwrap().instances.remove(0);
     assert_eq!((stays.id.as_str(), stays.drained), ("a", false), "what was acknowledged is there");
+    let version = registry.lock().services.publication().version();
+    assert_eq!(registry.stamp().version, version, "and the data planes are told that it takes requests again");
     assert_eq!(store.keys(), ["sagjan/a", "sagjan/b"]);
 }
 
