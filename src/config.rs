@@ -10,9 +10,12 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use furt_control_plane::config::{Digest, Grant, Key, Published, Role, StaticRoute, Token};
+use furt_proto::tls::UpstreamTls;
 use tracing::Level;
 
 mod callers;
@@ -329,14 +332,28 @@ impl Parts {
         let data = furt_data_plane::config::Config {
             listen: server.listen,
             workers: server.workers,
+            tls: None,
             client_timeout: server.client_timeout,
+            client_idle_timeout: Duration::from_secs(75),
+            max_header_size: 64 * 1024,
+            max_headers: 100,
+            max_uri_length: 8 * 1024,
             body_idle_timeout: server.body_idle_timeout,
             max_body_size: server.max_body_size,
             max_connections: server.max_connections,
+            max_connections_per_address: None,
+            h2_max_streams: 128,
             trusted_proxies: server.trusted_proxies,
             ip_rate_limit: server.ip_rate_limit,
+            failed_key_limit: None,
             add_headers: server.add_headers,
             upstream_timeout: gateway.upstream_timeout,
+            deadline: None,
+            connect_timeout: Duration::from_secs(5),
+            max_idle_upstream: 256,
+            upstream_idle_timeout: Duration::from_secs(30),
+            slow_start: Duration::ZERO,
+            upstream_tls: Arc::new(UpstreamTls::new(rustls::RootCertStore::empty())),
             health_detail: gateway.health_detail,
             allow_registration_from: gateway.allow_registration_from.clone(),
             log_requests: server.log_requests,

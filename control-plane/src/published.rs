@@ -58,6 +58,10 @@ fn static_route(route: &StaticRoute, addresses: &[SocketAddr]) -> v1::StaticRout
         url: route.url.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         set_headers: route.set_headers.iter().map(header).collect(),
+        protocol: String::new(),
+        max_in_flight: 0,
+        keep_alive_off: false,
+        deadline_ms: 0,
         timeout_ms: route.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
     }
 }

@@ -371,6 +371,8 @@ impl Instance {
 
     fn snapshot(&self) -> v1::SnapshotInstance {
         v1::SnapshotInstance {
+            max_in_flight: 0,
+            keep_alive_off: false,
             number: self.number,
             id: self.registration.instance.to_string(),
             url: self.registration.url.to_string(),
@@ -534,6 +536,7 @@ impl Service {
             path: route.key.pattern.to_string(),
             permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
             public: route.public,
+            deadline_ms: 0,
             timeout_ms: route.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             instances: route.instances.clone(),
         };

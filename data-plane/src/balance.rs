@@ -176,6 +176,8 @@ mod tests {
             registration_id: "r".into(),
             state: Arc::default(),
             authority: http::HeaderValue::from_static("a"),
+            max_in_flight: 0,
+            keep_alive: true,
         })
     }
 
@@ -188,6 +190,7 @@ mod tests {
             pattern: "/*".parse().unwrap(),
             access: Access::Public,
             timeout: None,
+            deadline: None,
             instances,
             is_static: false,
             set_headers: vec![],

@@ -60,6 +60,8 @@ pub struct Route {
     pub access: Access,
     /// To the head of the answer; `None`: furt's `upstream_timeout`.
     pub timeout: Option<Duration>,
+    /// From the request to the end of the answer; `None`: as furt.conf says for all.
+    pub deadline: Option<Duration>,
     /// Which instances serve it.
     pub instances: Declared,
     /// Whether it was written in furt.conf.

@@ -87,6 +87,10 @@ pub struct Instance {
     pub state: Arc<InstanceState>,
     /// Host and port of its url.
     pub authority: HeaderValue,
+    /// Most requests that this data plane has under way to it; 0: no limit.
+    pub max_in_flight: u32,
+    /// Whether its connections are used again.
+    pub keep_alive: bool,
 }
 
 /// A service, or a static route in the same clothes.

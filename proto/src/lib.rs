@@ -16,6 +16,7 @@ pub mod pattern;
 pub mod permission;
 pub mod rate;
 pub mod time;
+pub mod tls;
 pub mod url;
 
 /// Package `furt.v1`, generated from `proto/furt/v1`.

@@ -13,6 +13,7 @@ fn route(set: &[(&'static str, &'static str)]) -> Route {
         pattern: "/*".parse().unwrap(),
         access: Access::AnyKey,
         timeout: None,
+        deadline: None,
         instances: Declared::All,
         is_static: false,
         set_headers: set.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect(),

@@ -15,6 +15,7 @@ fn route(service: &str, host: &str, method: &str, pattern: &str, is_static: bool
         pattern: pattern.parse().unwrap(),
         access: Access::AnyKey,
         timeout: None,
+        deadline: None,
         instances: Declared::All,
         is_static,
         set_headers: Vec::new(),

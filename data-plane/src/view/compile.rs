@@ -382,6 +382,8 @@ impl Build {
             registration_id: snapshot.registration_id.as_str().into(),
             state: old.map_or_else(Arc::default, |old| old.state.clone()),
             authority,
+            max_in_flight: snapshot.max_in_flight,
+            keep_alive: !snapshot.keep_alive_off,
         })
     }
 

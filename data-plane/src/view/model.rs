@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use furt_proto::{network::Networks, v1};
+use furt_proto::{network::Networks, tls::UpstreamTls, v1};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -17,14 +17,28 @@ pub(crate) fn config() -> Config {
     Config {
         listen: ([127, 0, 0, 1], 0).into(),
         workers: 1,
+        tls: None,
         client_timeout: Duration::from_secs(10),
+        client_idle_timeout: Duration::from_secs(75),
+        max_header_size: 64 * 1024,
+        max_headers: 100,
+        max_uri_length: 8 * 1024,
         body_idle_timeout: Duration::from_secs(30),
         max_body_size: None,
         max_connections: 100,
+        max_connections_per_address: None,
+        h2_max_streams: 128,
         trusted_proxies: Networks::default(),
         ip_rate_limit: None,
+        failed_key_limit: None,
         add_headers: Vec::new(),
         upstream_timeout: Duration::from_secs(30),
+        deadline: None,
+        connect_timeout: Duration::from_secs(5),
+        max_idle_upstream: 256,
+        upstream_idle_timeout: Duration::from_secs(30),
+        slow_start: Duration::ZERO,
+        upstream_tls: std::sync::Arc::new(UpstreamTls::new(rustls::RootCertStore::empty())),
         health_detail: HealthDetail::Auto,
         allow_registration_from: Networks::default(),
         log_requests: false,

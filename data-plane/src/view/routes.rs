@@ -22,6 +22,7 @@ struct Fields<'a> {
     path: &'a str,
     access: Result<Access, String>,
     timeout_ms: u64,
+    deadline_ms: u64,
     instances: Declared,
     set_headers: &'a [v1::SetHeader],
 }
@@ -36,6 +37,7 @@ pub(super) fn registered(service: &Service, route: &v1::SnapshotRoute) -> Option
         path: &route.path,
         access: access(route.public, &route.permission, Ok(Access::AnyKey)),
         timeout_ms: route.timeout_ms,
+        deadline_ms: route.deadline_ms,
         instances: Declared::Only(numbers.into()),
         set_headers: &[],
     };
@@ -53,6 +55,7 @@ pub(super) fn fixed(service: &Service, route: &v1::StaticRoute) -> Vec<Option<Ro
         path: &route.path,
         access: access(route.public, &route.permission, neither()),
         timeout_ms: route.timeout_ms,
+        deadline_ms: route.deadline_ms,
         instances: Declared::All,
         set_headers: &route.set_headers,
     };
@@ -77,6 +80,9 @@ pub(super) fn static_instance(route: &v1::StaticRoute) -> v1::SnapshotInstance {
         addresses: route.addresses.clone(),
         status: "UP".into(),
         weight: 100,
+        protocol: route.protocol.clone(),
+        max_in_flight: route.max_in_flight,
+        keep_alive_off: route.keep_alive_off,
         ..Default::default()
     }
 }
@@ -119,6 +125,7 @@ fn compile(service: &Service, fields: Fields<'_>) -> Option<Route> {
         pattern,
         access,
         timeout: (fields.timeout_ms != 0).then(|| Duration::from_millis(fields.timeout_ms)),
+        deadline: (fields.deadline_ms != 0).then(|| Duration::from_millis(fields.deadline_ms)),
         instances: fields.instances,
         is_static: service.is_static,
         set_headers,

@@ -72,7 +72,8 @@ fn route(route: &Route) -> v1::SnapshotRoute {
         path: route.pattern.to_string(),
         permission,
         public,
-        timeout_ms: route.timeout.as_ref().map(Duration::as_millis).map_or(0, |ms| u64::try_from(ms).unwrap_or(u64::MAX)),
+        timeout_ms: milliseconds(route.timeout),
+        deadline_ms: milliseconds(route.deadline),
         instances: match &route.instances {
             Declared::Only(numbers) => numbers.to_vec(),
             // Only static routes are declared by all, and they are not kept.
@@ -99,5 +100,12 @@ fn instance(instance: &Instance) -> v1::SnapshotInstance {
         drained: instance.drained,
         withdrawn: instance.withdrawn,
         registration_id: instance.registration_id.to_string(),
+        max_in_flight: instance.max_in_flight,
+        keep_alive_off: !instance.keep_alive,
     }
+}
+
+/// 0: none.
+fn milliseconds(time: Option<Duration>) -> u64 {
+    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
