@@ -13,7 +13,7 @@ use furt_proto::{
     url::UpstreamUrl,
 };
 
-use crate::health::Policy;
+use crate::{health::Policy, registration::Protocol};
 
 /// A SHA-256 digest of a secret; the secret itself is nowhere in the program.
 pub type Digest = [u8; 32];
@@ -75,6 +75,10 @@ pub struct Grant {
     pub max_instances: usize,
     /// Whether its routes may be public.
     pub allow_public: bool,
+    /// Requests that one data plane may have under way to one instance; 0: no limit.
+    pub max_in_flight: u32,
+    /// Whether connections to its instances are kept for more than one request.
+    pub keep_alive: bool,
 }
 
 /// Every grant, in the order of furt.conf, found by the name it is for.
@@ -172,8 +176,16 @@ pub struct StaticRoute {
     pub public: bool,
     /// Where requests go.
     pub url: UpstreamUrl,
+    /// What is spoken there.
+    pub protocol: Protocol,
     /// Headers set on the way to the service; values may be secret and are never logged.
     pub set_headers: Vec<(http::HeaderName, http::HeaderValue)>,
-    /// To the head of the answer.
+    /// To the head of the answer; `None`: the data plane's `upstream_timeout`.
     pub timeout: Option<Duration>,
+    /// From the request to the end of the answer; `None`: the data plane's `deadline`.
+    pub deadline: Option<Duration>,
+    /// Requests that one data plane may have under way to it; 0: no limit.
+    pub max_in_flight: u32,
+    /// Whether connections to it are kept for more than one request.
+    pub keep_alive: bool,
 }

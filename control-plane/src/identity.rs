@@ -314,6 +314,8 @@ pub(crate) mod tests {
             tokens: tokens.iter().map(|token| digest(token)).collect(),
             max_instances: 16,
             allow_public: false,
+            max_in_flight: 0,
+            keep_alive: true,
         }
     }
 

@@ -4,7 +4,7 @@ use furt_control_plane::config::Grant;
 
 use super::{
     reader::{Reader, boolean, number, sha256},
-    server::networks,
+    server::{in_flight, networks},
 };
 
 /// Reads one grant.
@@ -28,6 +28,8 @@ pub fn grant(reader: &mut Reader<'_>) -> Option<Grant> {
     let tokens = reader.list("token_sha256", sha256);
     let max_instances = reader.read("max_instances", number(1, 100_000));
     let allow_public = reader.read("allow_public", boolean);
+    let max_in_flight = reader.read("max_in_flight", in_flight);
+    let keep_alive = reader.read("keep_alive", boolean);
     Some(Grant {
         service: service?,
         permissions: permissions?,
@@ -38,5 +40,7 @@ pub fn grant(reader: &mut Reader<'_>) -> Option<Grant> {
         tokens: tokens?,
         max_instances: max_instances.map(|count| usize::try_from(count).unwrap_or(usize::MAX))?,
         allow_public: allow_public?,
+        max_in_flight: max_in_flight?,
+        keep_alive: keep_alive?,
     })
 }

@@ -105,6 +105,8 @@ const SERVICE: Kind = Kind {
         key("token_sha256", "", "when set, registering needs Authorization: Bearer TOKEN"),
         key("max_instances", "16", "copies at once, parked ones not counted"),
         key("allow_public", "false", "whether its routes may need no key"),
+        key("max_in_flight", "0", "requests at once to each copy, from one data plane; 0 = no limit"),
+        key("keep_alive", "true", "whether connections to it serve more than one request"),
     ],
 };
 
@@ -116,11 +118,15 @@ const ROUTE: Kind = Kind {
         key("host", "", "the host it answers for, or *.suffix; empty: any"),
         key("methods", "", "e.g. GET, POST; * is any"),
         key("path", "", "e.g. /v1/mail/send or /files/*"),
-        key("url", "", "where requests go, http://host:port"),
+        key("url", "", "where requests go, http:// or https://host:port"),
+        key("protocol", "http1", "what is spoken there: http1 or h2"),
         key("permission", "", "what a caller's key needs"),
         key("public", "false", "true instead of a permission: callers need no key"),
         key("set_headers", "", "on the way to the service, e.g. X-API-Key: ${MAIL_KEY}"),
         key("timeout", "", "to the head of the answer; empty: upstream_timeout"),
+        key("deadline", "", "to the end of the answer; empty: that of [gateway]"),
+        key("max_in_flight", "0", "requests at once; 0 = no limit"),
+        key("keep_alive", "true", "whether connections to it serve more than one request"),
     ],
 };
 

@@ -1,9 +1,12 @@
 //! `[route "label"]`: the static routes.
 
-use furt_control_plane::config::StaticRoute;
-use furt_proto::{names::NameError, pattern::RoutePattern, url::UpstreamUrl};
+use furt_control_plane::{config::StaticRoute, registration::Protocol};
+use furt_proto::{names::NameError, pattern::RoutePattern};
 
-use super::reader::{Reader, boolean, duration, visible};
+use super::{
+    reader::{Reader, boolean, duration, expected, visible},
+    server::in_flight,
+};
 
 /// Reads one static route.
 pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
@@ -17,7 +20,8 @@ pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
         reader.error("methods", "expected methods such as GET, POST, or * for any");
     }
     let pattern = reader.read("path", pattern);
-    let url = reader.read("url", url);
+    let url = reader.read("url", str::parse);
+    let protocol = reader.read("protocol", protocol);
     let permission = reader.optional("permission", str::parse);
     let public = reader.read("public", boolean);
     match (&permission, public) {
@@ -27,6 +31,9 @@ pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
     }
     let set_headers = reader.headers("set_headers");
     let timeout = reader.optional("timeout", duration);
+    let deadline = reader.optional("deadline", duration);
+    let max_in_flight = reader.read("max_in_flight", in_flight);
+    let keep_alive = reader.read("keep_alive", boolean);
     Some(StaticRoute {
         name: name.ok()?.into(),
         host: host?.unwrap_or_default(),
@@ -35,8 +42,12 @@ pub fn route(reader: &mut Reader<'_>) -> Option<StaticRoute> {
         permission: permission?,
         public: public?,
         url: url?,
+        protocol: protocol?,
         set_headers: set_headers?,
         timeout: timeout?,
+        deadline: deadline?,
+        max_in_flight: max_in_flight?,
+        keep_alive: keep_alive?,
     })
 }
 
@@ -48,10 +59,10 @@ fn pattern(text: &str) -> Result<RoutePattern, NameError> {
     Ok(pattern)
 }
 
-fn url(text: &str) -> Result<UpstreamUrl, NameError> {
-    let url: UpstreamUrl = text.parse()?;
-    if url.tls() {
-        return Err(NameError("expected http://: https: not supported by this version yet".into()));
+fn protocol(text: &str) -> Result<Protocol, NameError> {
+    match text {
+        "http1" => Ok(Protocol::Http1),
+        "h2" => Ok(Protocol::H2),
+        _ => Err(expected("http1 or h2", text)),
     }
-    Ok(url)
 }

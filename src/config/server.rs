@@ -184,6 +184,11 @@ fn count(least: u64, most: u64) -> impl Fn(&str) -> Result<usize, NameError> {
     move |text| number(least, most)(text).and_then(|count| usize::try_from(count).map_err(|_| expected("a smaller number", text)))
 }
 
+/// Requests at once to one instance; 0: no limit.
+pub fn in_flight(text: &str) -> Result<u32, NameError> {
+    number(0, 1_000_000)(text).and_then(|count| u32::try_from(count).map_err(|_| expected("a smaller number", text)))
+}
+
 fn misses(text: &str) -> Result<u32, NameError> {
     number(1, 1_000_000)(text).and_then(|count| u32::try_from(count).map_err(|_| expected("a smaller number", text)))
 }

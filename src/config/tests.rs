@@ -380,7 +380,8 @@ fn wrong_static_routes_are_told() {
         "path = /a\nurl = http://h\npermission = a:b\npublic = true",
         "6: public: expected either a permission or public = true, not both",
     );
-    route("path = /a\nurl = https://h\npublic = true", "4: url: expected http://: https: not supported by this version yet");
+    route("path = /a\nurl = http://h\npublic = true\nprotocol = h3", "6: protocol: expected http1 or h2, got \"h3\"");
+    route("path = /a\nurl = http://h\npublic = true\ndeadline = 0", "6: deadline: expected a duration above 0, got \"0\"");
     route("path = /a\nurl = http://me:hunter2@h\npublic = true", "4: url: a url must not have a user or password");
     route(
         "path = /health\nurl = http://h\npublic = true",

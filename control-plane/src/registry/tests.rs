@@ -39,6 +39,8 @@ pub(crate) fn grant(service: Option<&str>) -> Grant {
         tokens: Vec::new(),
         max_instances: 16,
         allow_public: false,
+        max_in_flight: 0,
+        keep_alive: true,
     }
 }
 
@@ -51,8 +53,12 @@ pub(crate) fn static_route(name: &str, method: &str, pattern: &str, url: &str) -
         permission: Some("a:b".parse().unwrap()),
         public: false,
         url: url.parse().unwrap(),
+        protocol: Default::default(),
         set_headers: Vec::new(),
         timeout: None,
+        deadline: None,
+        max_in_flight: 0,
+        keep_alive: true,
     }
 }
 
