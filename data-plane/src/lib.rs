@@ -26,6 +26,7 @@ pub mod health;
 pub mod local;
 pub mod map;
 pub mod metrics;
+pub mod peers;
 pub mod respond;
 pub mod subscribe;
 pub mod table;

@@ -159,6 +159,8 @@ pub struct View {
     pub reloads: u32,
     /// `ip_rate_limit`; the same limiters for as long as the rate stays.
     pub address_limits: Option<Arc<AddressLimits>>,
+    /// `failed_key_limit`; the same limiters for as long as the rate stays.
+    pub failed_keys: Option<Arc<AddressLimits>>,
     compiled: Compiled,
     parts: compile::Parts,
     slots: Map<u32, Arc<Service>>,
@@ -181,6 +183,7 @@ impl View {
             partial: false,
             notes: Arc::default(),
             address_limits: config.ip_rate_limit.map(AddressLimits::new).map(Arc::new),
+            failed_keys: config.failed_key_limit.map(AddressLimits::new).map(Arc::new),
             config: Arc::new(config),
             reloads: 0,
             compiled: Compiled::default(),

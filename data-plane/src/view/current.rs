@@ -10,6 +10,7 @@ use std::sync::{
 };
 
 use arc_swap::{ArcSwap, Cache};
+use furt_proto::rate::Rate;
 use tokio::sync::watch;
 
 use super::View;
@@ -59,7 +60,13 @@ impl Current {
     /// When this returns, no request of whatever view goes to an instance that is drained, but for those that its
     /// requests in flight count already; see [`crate::balance::InstanceState::enter`].
     pub fn install(&self, view: View) {
-        self.write(|held| View { config: held.config.clone(), reloads: held.reloads, address_limits: held.address_limits.clone(), ..view });
+        self.write(|held| View {
+            config: held.config.clone(),
+            reloads: held.reloads,
+            address_limits: held.address_limits.clone(),
+            failed_keys: held.failed_keys.clone(),
+            ..view
+        });
         self.0.installed.send_replace(());
     }
 
@@ -69,11 +76,17 @@ impl Current {
         self.write(|held| {
             let Config { listen, workers, internal, .. } = *held.config;
             let config = Config { listen, workers, internal, ..config };
-            let address_limits = match config.ip_rate_limit == held.config.ip_rate_limit {
-                true => held.address_limits.clone(),
-                false => config.ip_rate_limit.map(AddressLimits::new).map(Arc::new),
+            let limits = |is: Option<Rate>, was: Option<Rate>, limits: &Option<Arc<AddressLimits>>| match is == was {
+                true => limits.clone(),
+                false => is.map(AddressLimits::new).map(Arc::new),
             };
-            View { config: Arc::new(config), reloads: held.reloads.wrapping_add(1), address_limits, ..held.clone() }
+            View {
+                address_limits: limits(config.ip_rate_limit, held.config.ip_rate_limit, &held.address_limits),
+                failed_keys: limits(config.failed_key_limit, held.config.failed_key_limit, &held.failed_keys),
+                config: Arc::new(config),
+                reloads: held.reloads.wrapping_add(1),
+                ..held.clone()
+            }
         });
     }
 

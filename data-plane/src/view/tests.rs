@@ -404,7 +404,12 @@ fn a_reload_and_a_snapshot_do_not_lose_each_other() {
     model.delta();
     let current = Current::new(view(&model));
     let stale = current.load();
-    let limited = |rate: &str| Config { max_connections: 7, ip_rate_limit: rate.parse().ok(), ..model::config() };
+    let limited = |rate: &str| Config {
+        max_connections: 7,
+        ip_rate_limit: rate.parse().ok(),
+        failed_key_limit: "7/s".parse().ok(),
+        ..model::config()
+    };
     current.reconfigure(Config { workers: 9, ..limited("5/s") });
     model.service("b", &["GET /b"]);
     current.install(apply(&stale, model.delta()).unwrap());
@@ -414,7 +419,9 @@ fn a_reload_and_a_snapshot_do_not_lose_each_other() {
     let limits = |view: &View| view.address_limits.clone();
     current.reconfigure(limited("5/s"));
     assert!(Arc::ptr_eq(&limits(&both).unwrap(), &limits(&current.load()).unwrap()));
+    let failed = both.failed_keys.clone().unwrap();
     current.reconfigure(limited("6/s"));
+    assert!(Arc::ptr_eq(&failed, current.load().failed_keys.as_ref().unwrap()), "another limit is another table");
     assert!(!Arc::ptr_eq(&limits(&both).unwrap(), &limits(&current.load()).unwrap()));
     current.reconfigure(limited(""));
     assert!(limits(&current.load()).is_none() && current.load().table.knows("", "/b"));
