@@ -2,7 +2,7 @@
 //!
 //! Here: their wire form. Pure. Keys cross only as digests. Not here: services (`records`), versions (`publication`).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use furt_proto::{time::format_duration, v1};
 
@@ -58,12 +58,17 @@ fn static_route(route: &StaticRoute, addresses: &[SocketAddr]) -> v1::StaticRout
         url: route.url.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
         set_headers: route.set_headers.iter().map(header).collect(),
-        protocol: String::new(),
-        max_in_flight: 0,
-        keep_alive_off: false,
-        deadline_ms: 0,
-        timeout_ms: route.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        protocol: route.protocol.as_str().to_owned(),
+        max_in_flight: route.max_in_flight,
+        keep_alive_off: !route.keep_alive,
+        deadline_ms: milliseconds(route.deadline),
+        timeout_ms: milliseconds(route.timeout),
     }
+}
+
+/// 0: none.
+fn milliseconds(time: Option<Duration>) -> u64 {
+    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The static routes as answers show them, one for each method.
