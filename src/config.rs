@@ -9,13 +9,13 @@ use std::{
     collections::HashMap,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use furt_control_plane::config::{Digest, Grant, Key, Published, Role, StaticRoute, Token};
-use furt_proto::tls::UpstreamTls;
+use rustls::pki_types::CertificateDer;
 use tracing::Level;
 
 mod callers;
@@ -26,10 +26,13 @@ mod report;
 mod routes;
 mod server;
 mod text;
+mod tls;
 
 pub use report::{Finding, Report, hint};
 
+use crate::tls::Listener;
 use reader::Reader;
+use server::Server;
 use text::Section;
 
 /// Where furt.conf is looked for when it is not named.
@@ -49,6 +52,10 @@ pub struct Config {
     pub control: furt_control_plane::config::Config,
     /// What the data plane is told.
     pub data: furt_data_plane::config::Config,
+    /// `[server] tls_cert`, `tls_key` and what else its [`furt_data_plane::config::Config::tls`] is made of.
+    pub tls: Option<Listener>,
+    /// A digest of the authorities that its [`furt_data_plane::config::Config::upstream_tls`] trusts.
+    pub authorities: [u8; 32],
     /// `[server] log_level` and `log_format`.
     pub log: Log,
     /// `[server] state_dir`.
@@ -79,8 +86,14 @@ pub enum Format {
 pub struct Surroundings<'a> {
     /// A variable of the environment.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
-    /// The text of a file that a `key_file` names.
+    /// The text of a file that furt.conf names.
     pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+    /// Whether everyone on this machine can read a file.
+    pub open_to_all: &'a dyn Fn(&Path) -> bool,
+    /// The certificate authorities that the system trusts.
+    pub system_authorities: &'a dyn Fn() -> Vec<CertificateDer<'static>>,
+    /// Now, since 1970.
+    pub now: Duration,
     /// Descriptors the process may open; `None`: not known.
     pub descriptors: Option<u64>,
     /// Cores of the machine, for `workers = auto`.
@@ -162,6 +175,10 @@ fn parse_by(text: &str, file: &str, read_file: &dyn Fn(&Path) -> io::Result<Stri
     let around = Surroundings {
         environment: &|name| std::env::var(name).ok(),
         read_file,
+        open_to_all: &open_to_all,
+        // What of them cannot be read is missing; no program of this machine has it.
+        system_authorities: &|| rustls_native_certs::load_native_certs().certs,
+        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         descriptors: descriptor_limit(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         process_id: std::process::id(),
@@ -186,7 +203,7 @@ pub fn gateway_address(named: Option<&Path>) -> SocketAddr {
     address
 }
 
-/// The most that is read of a furt.conf or a `key_file`.
+/// The most that is read of a furt.conf or a file that it names.
 const MOST: u64 = 16 << 20;
 
 fn read(path: &Path) -> io::Result<String> {
@@ -206,6 +223,10 @@ fn read_only_files(path: &Path) -> io::Result<String> {
         true => read(path),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")),
     }
+}
+
+fn open_to_all(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o004 != 0)
 }
 
 /// The hard limit of open files (proc(5)), to which furt raises its own; `None` where there is no /proc.
@@ -291,7 +312,7 @@ impl Parts {
         let line = section.line;
         match &*section.name {
             "server" => self.server = server::server(reader, around),
-            "gateway" => self.gateway = server::gateway(reader),
+            "gateway" => self.gateway = server::gateway(reader, around),
             "cors" => self.origins = server::cors(reader).unwrap_or_default(),
             // Without its label there is nothing to read; that is told already.
             _ if section.label.is_none() => {}
@@ -318,6 +339,12 @@ impl Parts {
             let message = "nobody is operator then: add a [token \"name\"] with role = operator";
             report.warn(gateway.operator_line, "loopback_is_operator", message);
         }
+        if gateway.upstream.trusts_nobody
+            && let Some((line, _)) = self.routes.iter().find(|(_, route)| route.url.tls())
+        {
+            let message = "no certificate leads to anyone trusted: name its authority in [gateway] upstream_ca (the system trusts nobody)";
+            report.warn(*line, "url", message);
+        }
         for (_, line, key) in &self.keys {
             if server.trusted_proxies.is_empty() && key.allowed_ips.iter().any(|network| network.addr().is_loopback()) {
                 let message = "a loopback address without trusted_proxies lets in everyone who comes through a proxy on this machine";
@@ -332,28 +359,28 @@ impl Parts {
         let data = furt_data_plane::config::Config {
             listen: server.listen,
             workers: server.workers,
-            tls: None,
+            tls: server.tls.as_ref().map(|tls| tls.config.clone()),
             client_timeout: server.client_timeout,
-            client_idle_timeout: Duration::from_secs(75),
-            max_header_size: 64 * 1024,
-            max_headers: 100,
-            max_uri_length: 8 * 1024,
+            client_idle_timeout: server.client_idle_timeout,
+            max_header_size: server.max_header_size,
+            max_headers: server.max_headers,
+            max_uri_length: server.max_uri_length,
             body_idle_timeout: server.body_idle_timeout,
             max_body_size: server.max_body_size,
             max_connections: server.max_connections,
-            max_connections_per_address: None,
-            h2_max_streams: 128,
+            max_connections_per_address: server.max_connections_per_address,
+            h2_max_streams: server.h2_max_streams,
             trusted_proxies: server.trusted_proxies,
             ip_rate_limit: server.ip_rate_limit,
-            failed_key_limit: None,
+            failed_key_limit: server.failed_key_limit,
             add_headers: server.add_headers,
             upstream_timeout: gateway.upstream_timeout,
-            deadline: None,
-            connect_timeout: Duration::from_secs(5),
-            max_idle_upstream: 256,
-            upstream_idle_timeout: Duration::from_secs(30),
-            slow_start: Duration::ZERO,
-            upstream_tls: Arc::new(UpstreamTls::new(rustls::RootCertStore::empty())),
+            deadline: gateway.deadline,
+            connect_timeout: gateway.connect_timeout,
+            max_idle_upstream: gateway.max_idle_upstream,
+            upstream_idle_timeout: gateway.upstream_idle_timeout,
+            slow_start: gateway.slow_start,
+            upstream_tls: gateway.upstream.tls,
             health_detail: gateway.health_detail,
             allow_registration_from: gateway.allow_registration_from.clone(),
             log_requests: server.log_requests,
@@ -372,8 +399,9 @@ impl Parts {
             tokens: self.tokens.into_iter().map(|(_, token)| token).collect(),
             published,
         };
-        let (enabled, log, state_dir) = (gateway.enabled, server.log, server.state_dir);
-        Some(Config { file: PathBuf::new(), enabled, control, data, log, state_dir, warnings: Vec::new() })
+        let Server { tls, log, state_dir, .. } = server;
+        let (enabled, authorities) = (gateway.enabled, gateway.upstream.material);
+        Some(Config { file: PathBuf::new(), enabled, control, data, tls, authorities, log, state_dir, warnings: Vec::new() })
     }
 
     /// No two keys with one name or secret, no two tokens with one secret, no two routes in one place.

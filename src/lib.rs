@@ -32,6 +32,7 @@ use tracing::{error, info, warn};
 pub mod config;
 mod observed;
 mod reload;
+pub mod tls;
 
 use config::Config;
 use observed::Observed;

@@ -2,7 +2,7 @@
 //! repeats what came from the environment or a file; relations between keys hold of what is let through.
 #![no_main]
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use furt::config::{Config, Finding, Surroundings, parse};
 use libfuzzer_sys::fuzz_target;
@@ -15,7 +15,16 @@ fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let environment = |name: &str| (name.len() % 2 == 0).then(|| FROM_ENVIRONMENT.to_owned());
     let read_file = |_: &Path| Ok(format!("{FROM_FILE}\n"));
-    let around = Surroundings { environment: &environment, read_file: &read_file, descriptors: Some(1024), cores: 2, process_id: 1 };
+    let around = Surroundings {
+        environment: &environment,
+        read_file: &read_file,
+        open_to_all: &|_| true,
+        system_authorities: &Vec::new,
+        now: Duration::ZERO,
+        descriptors: Some(1024),
+        cores: 2,
+        process_id: 1,
+    };
     let lines = text.split('\n').count();
     let secrets = [FROM_ENVIRONMENT, FROM_FILE].map(|secret| !text.contains(secret));
     let check = |findings: &[Finding]| {

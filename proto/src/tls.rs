@@ -26,8 +26,9 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Trusts certificates that lead to one of `roots`.
+    /// Trusts certificates that lead to one of `roots`; some 100 KiB when these are those of a system.
     pub fn new(roots: RootCertStore) -> Self {
+        let roots = Arc::new(roots);
         let config = |protocol: &[u8]| {
             let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
             // It has suites for both versions, and nothing else could fail.

@@ -3,7 +3,11 @@
 //! Here: where a value comes from (the file, `${NAME}`, `key_file`, the default), and the small
 //! types that several sections use. Not here: which keys there are, relations between keys.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use furt_proto::{names::NameError, time::parse_duration};
 use http::{HeaderName, HeaderValue};
@@ -88,6 +92,22 @@ impl<'a> Reader<'a> {
 
     fn entry(&self, key: &str) -> Option<&'a Entry> {
         self.section.entries.iter().find(|entry| self.known_name(&entry.key) == key)
+    }
+
+    /// A path that furt.conf names: relative ones begin at its own directory.
+    pub fn beside(&self, path: &str) -> PathBuf {
+        Path::new(self.file).parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    /// The text of a file that furt.conf names.
+    pub fn content(&self, path: &str) -> io::Result<String> {
+        (self.around.read_file)(&self.beside(path))
+    }
+
+    /// What a message may say of a file that a key names.
+    pub fn shown(&self, key: &str, path: &str) -> String {
+        let told = self.entry(key).is_none_or(|entry| entry.key == key && !entry.value.whole.contains("${"));
+        if told { format!("{path:?}") } else { "the file named there".into() }
     }
 
     /// Tells a fault of a key.
@@ -234,7 +254,7 @@ impl<'a> Reader<'a> {
 
     /// The one line of a file, relative to the directory of furt.conf.
     fn read_file(&self, path: &str) -> Result<String, String> {
-        let path = Path::new(self.file).parent().unwrap_or(Path::new("")).join(path);
+        let path = self.beside(path);
         let text = (self.around.read_file)(&path).map_err(|error| format!("expected a readable file at {path:?}: {error}"))?;
         let text = text.trim();
         match text.is_empty() || text.chars().any(char::is_control) {
@@ -284,6 +304,16 @@ pub fn size(text: &str) -> Result<u64, NameError> {
     };
     let number = number(0, u64::MAX)(digits).ok().and_then(|number| number.checked_mul(unit));
     number.filter(|_| !digits.is_empty()).ok_or_else(|| expected("a size such as 65536, 64 KiB or 10 MiB", text))
+}
+
+/// [`size`] within bounds, which are themselves written as sizes.
+pub fn size_within(least: &'static str, most: &'static str) -> impl Fn(&str) -> Result<usize, NameError> {
+    let bound = |text| size(text).unwrap_or(0);
+    move |text| {
+        let within = size(text)?;
+        let within = (bound(least)..=bound(most)).contains(&within).then_some(within);
+        within.and_then(|within| usize::try_from(within).ok()).ok_or_else(|| expected(&format!("a size from {least} to {most}"), text))
+    }
 }
 
 /// A name that travels in a header or is shown: visible ASCII, blanks only inside.

@@ -19,8 +19,10 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     Format, Log, Surroundings,
-    reader::{Reader, boolean, duration, expected, number, size},
+    reader::{Reader, boolean, duration, expected, number, size, size_within},
+    tls::{self, Upstream},
 };
+use crate::tls::Listener;
 
 /// `[server]`.
 pub struct Server {
@@ -29,13 +31,21 @@ pub struct Server {
     pub log: Log,
     pub log_requests: bool,
     pub client_timeout: Duration,
+    pub client_idle_timeout: Duration,
     pub body_idle_timeout: Duration,
     pub workers: usize,
     pub max_body_size: Option<u64>,
+    pub max_header_size: usize,
+    pub max_headers: usize,
+    pub max_uri_length: usize,
     pub max_connections: usize,
+    pub max_connections_per_address: Option<usize>,
+    pub h2_max_streams: u32,
     pub trusted_proxies: Networks,
     pub ip_rate_limit: Option<Rate>,
+    pub failed_key_limit: Option<Rate>,
     pub state_dir: PathBuf,
+    pub tls: Option<Listener>,
     pub add_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -51,6 +61,12 @@ pub struct Gateway {
     pub allow_registration_from: Networks,
     pub registration_rate: Rate,
     pub upstream_timeout: Duration,
+    pub deadline: Option<Duration>,
+    pub connect_timeout: Duration,
+    pub max_idle_upstream: usize,
+    pub upstream_idle_timeout: Duration,
+    pub slow_start: Duration,
+    pub upstream: Upstream,
     pub health_detail: HealthDetail,
 }
 
@@ -62,22 +78,32 @@ pub fn server(reader: &mut Reader<'_>, around: &Surroundings<'_>) -> Option<Serv
     let format = reader.read("log_format", format);
     let log_requests = reader.read("log_requests", boolean);
     let client_timeout = reader.read("client_timeout", duration);
+    let client_idle_timeout = reader.read("client_idle_timeout", duration);
     let body_idle_timeout = reader.read("body_idle_timeout", duration);
     let workers = reader.read("workers", |text| match text {
         "auto" => Ok(around.cores.max(1)),
         _ => count(1, 1024)(text).map_err(|_| expected("auto or a number from 1 to 1024", text)),
     });
     let max_body_size = reader.read("max_body_size", size);
+    let max_header_size = reader.read("max_header_size", size_within("1 KiB", "1 MiB"));
+    let max_headers = reader.read("max_headers", count(1, 10_000));
+    // A longer one is none that any of furt's parts could hold.
+    let max_uri_length = reader.read("max_uri_length", size_within("256", "65534"));
     let max_connections = reader.read("max_connections", count(1, 100_000_000));
+    let max_connections_per_address = reader.read("max_connections_per_address", count(0, 100_000_000));
+    let h2_max_streams = reader.read("h2_max_streams", small(1, 100_000));
     let trusted_proxies = networks(reader, "trusted_proxies");
     let ip_rate_limit = reader.optional("ip_rate_limit", str::parse);
+    let failed_key_limit = reader.read("failed_key_limit", |text| if text == "0" { Ok(None) } else { text.parse().map(Some) });
     let state_dir = reader.optional("state_dir", |text| Ok::<_, NameError>(PathBuf::from(text)));
-    for key in ["tls_cert", "tls_key"] {
-        if reader.optional(key, |_| Ok::<_, NameError>(())).flatten().is_some() {
-            reader.error(key, "expected nothing: TLS on the public listener is not supported by this version yet");
-        }
-    }
+    let tls = tls::listener(reader, around);
     let add_headers = reader.headers("add_headers");
+    if let (Some(head), Some(target)) = (max_header_size, max_uri_length)
+        && target > head
+    {
+        let key = if reader.has("max_header_size") { "max_header_size" } else { "max_uri_length" };
+        reader.warn(key, format!("max_header_size ({head}) is below max_uri_length ({target}), which is part of it"));
+    }
     if let (Some(connections), Some(descriptors)) = (max_connections, around.descriptors)
         && u64::try_from(connections).is_ok_and(|connections| connections > descriptors)
     {
@@ -89,19 +115,27 @@ pub fn server(reader: &mut Reader<'_>, around: &Surroundings<'_>) -> Option<Serv
         log: Log { level: level?, format: format? },
         log_requests: log_requests?,
         client_timeout: client_timeout?,
+        client_idle_timeout: client_idle_timeout?,
         body_idle_timeout: body_idle_timeout?,
         workers: workers?,
         max_body_size: max_body_size.map(|bytes| (bytes > 0).then_some(bytes))?,
+        max_header_size: max_header_size?,
+        max_headers: max_headers?,
+        max_uri_length: max_uri_length?,
         max_connections: max_connections?,
+        max_connections_per_address: max_connections_per_address.map(|most| (most > 0).then_some(most))?,
+        h2_max_streams: h2_max_streams?,
         trusted_proxies: trusted_proxies?,
         ip_rate_limit: ip_rate_limit?,
+        failed_key_limit: failed_key_limit?,
         state_dir: state_dir?.unwrap_or_else(|| around.state_dir()),
+        tls: tls?,
         add_headers: add_headers?,
     })
 }
 
 /// Reads `[gateway]`.
-pub fn gateway(reader: &mut Reader<'_>) -> Option<Gateway> {
+pub fn gateway(reader: &mut Reader<'_>, around: &Surroundings<'_>) -> Option<Gateway> {
     let enabled = reader.read("enabled", boolean);
     let listen = reader.read("listen", listen);
     let hosts = reader.list("hosts", exact_host);
@@ -110,9 +144,23 @@ pub fn gateway(reader: &mut Reader<'_>) -> Option<Gateway> {
     let allow_registration_from = networks(reader, "allow_registration_from");
     let registration_rate = reader.read("registration_rate", str::parse);
     let store = reader.read("store", store);
+    let connect_timeout = reader.read("connect_timeout", duration);
     let upstream_timeout = reader.read("upstream_timeout", duration);
+    let deadline = reader.optional("deadline", duration);
+    let max_idle_upstream = reader.read("max_idle_upstream", count(0, 1_000_000));
+    let upstream_idle_timeout = reader.read("upstream_idle_timeout", duration);
+    let slow_start = reader.read("slow_start", parse_duration);
+    let upstream = tls::upstream(reader, around);
     let health_detail = reader.read("health_detail", health_detail);
     store?;
+    // One that is not written is no promise.
+    if let (Some(connect), Some(head)) = (connect_timeout, upstream_timeout)
+        && connect > head
+        && reader.has("connect_timeout")
+    {
+        let (connect, head) = (format_duration(connect), format_duration(head));
+        reader.warn("connect_timeout", format!("connect_timeout ({connect}) is above upstream_timeout ({head}), which includes it"));
+    }
     Some(Gateway {
         enabled: enabled?,
         listen: listen?,
@@ -124,6 +172,12 @@ pub fn gateway(reader: &mut Reader<'_>) -> Option<Gateway> {
         allow_registration_from: allow_registration_from?,
         registration_rate: registration_rate?,
         upstream_timeout: upstream_timeout?,
+        deadline: deadline?,
+        connect_timeout: connect_timeout?,
+        max_idle_upstream: max_idle_upstream?,
+        upstream_idle_timeout: upstream_idle_timeout?,
+        slow_start: slow_start?,
+        upstream: upstream?,
         health_detail: health_detail?,
     })
 }
@@ -184,13 +238,19 @@ fn count(least: u64, most: u64) -> impl Fn(&str) -> Result<usize, NameError> {
     move |text| number(least, most)(text).and_then(|count| usize::try_from(count).map_err(|_| expected("a smaller number", text)))
 }
 
+fn small(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, NameError> {
+    move |text| {
+        number(least.into(), most.into())(text).and_then(|count| u32::try_from(count).map_err(|_| expected("a smaller number", text)))
+    }
+}
+
 /// Requests at once to one instance; 0: no limit.
 pub fn in_flight(text: &str) -> Result<u32, NameError> {
-    number(0, 1_000_000)(text).and_then(|count| u32::try_from(count).map_err(|_| expected("a smaller number", text)))
+    small(0, 1_000_000)(text)
 }
 
 fn misses(text: &str) -> Result<u32, NameError> {
-    number(1, 1_000_000)(text).and_then(|count| u32::try_from(count).map_err(|_| expected("a smaller number", text)))
+    small(1, 1_000_000)(text)
 }
 
 fn port(text: &str) -> Result<u16, NameError> {

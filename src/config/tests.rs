@@ -88,9 +88,21 @@ fn files(path: &Path) -> io::Result<String> {
     }
 }
 
+fn around(environment: &dyn Fn(&str) -> Option<String>) -> Surroundings<'_> {
+    Surroundings {
+        environment,
+        read_file: &files,
+        open_to_all: &|_| false,
+        system_authorities: &Vec::new,
+        now: Duration::from_secs(1_800_000_000),
+        descriptors: Some(100_000),
+        cores: 4,
+        process_id: 42,
+    }
+}
+
 fn read_as(text: &str, file: &str) -> Result<Config, Report> {
-    let around = Surroundings { environment: &environment, read_file: &files, descriptors: Some(100_000), cores: 4, process_id: 42 };
-    parse(text, file, &around)
+    parse(text, file, &around(&environment))
 }
 
 fn good(text: &str) -> Config {
@@ -134,8 +146,7 @@ fn the_example_parses_without_a_word_and_holds_every_key_with_its_default() {
 fn state_is_kept_where_systemd_says_only_by_the_process_that_it_started() {
     let check = |variables: &[(&str, &str)], expected: &str| {
         let environment = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        let around = Surroundings { environment: &environment, read_file: &files, descriptors: None, cores: 1, process_id: 42 };
-        assert_eq!(parse("", "furt.conf", &around).unwrap().state_dir, Path::new(expected), "{variables:?}");
+        assert_eq!(parse("", "furt.conf", &around(&environment)).unwrap().state_dir, Path::new(expected), "{variables:?}");
     };
     check(&[], "./furt-state");
     check(&[("STATE_DIRECTORY", "/srv/state:/other")], "/srv/state");
@@ -160,6 +171,13 @@ fn an_empty_file_is_every_default() {
     assert_eq!((config.data.listen.to_string(), config.control.listen.to_string()), ("127.0.0.1:7811".into(), "127.0.0.1:7810".into()));
     assert_eq!((config.data.workers, config.data.max_body_size, config.data.max_connections), (4, Some(10 << 20), 20_000));
     assert_eq!(config.data.internal, Some(config.control.listen));
+    let data = &config.data;
+    assert_eq!((data.max_header_size, data.max_headers, data.max_uri_length), (64 << 10, 100, 8 << 10));
+    assert_eq!((data.max_connections_per_address, data.h2_max_streams, data.max_idle_upstream), (Some(1000), 128, 256));
+    assert_eq!(data.failed_key_limit.map(|rate| rate.to_string()).as_deref(), Some("600/min"));
+    let seconds = [data.client_idle_timeout, data.connect_timeout, data.upstream_idle_timeout, data.slow_start].map(|time| time.as_secs());
+    assert_eq!((seconds, data.deadline), ([75, 5, 30, 0], None));
+    assert!(data.tls.is_none() && config.tls.is_none());
     let probing = &config.control.probing;
     let seconds = [probing.interval, probing.timeout, probing.down_interval].map(|duration| duration.as_secs());
     assert_eq!((seconds, probing.down_after, probing.park_after), ([30, 5, 120], 3, 10));
@@ -214,10 +232,12 @@ fn other_values_are_read_as_they_say() {
         "[server]\nhost = ::\nport = 0\nmax_body_size = 0\nworkers = 3\nlog_level = debug\nlog_format = json\nclient_timeout = 500ms\n\
          ip_rate_limit = 5/s\nadd_headers = X-Frame-Options: DENY, \"Permissions-Policy: camera=(), geolocation=()\"\n\
          state_dir = \"/srv/my furt\"\ntrusted_proxies = 10.1.0.0/16\n\
+         max_connections_per_address = 0\nfailed_key_limit = 0\nmax_header_size = 2 KiB\nmax_uri_length = 2000\n\
          [gateway]\nenabled = false\nlisten = [::1]:0\nhosts = Furt.Internal\nloopback_is_operator = false\nhealth_detail = names\n\
-         forget_parked_after = 0\n\
-         [service \"*\"]\nhosts = *.example.org\nupstreams = 10.0.0.0/8\nallow_public = true\n\
+         forget_parked_after = 0\ndeadline = 60\nslow_start = 20\nmax_idle_upstream = 0\n\
+         [service \"*\"]\nhosts = *.example.org\nupstreams = 10.0.0.0/8\nallow_public = true\nmax_in_flight = 8\nkeep_alive = false\n\
          [route \"all\"]\nmethods = *\npath = /*\nurl = http://[::1]:9/base\npublic = true\nhost = example.org\ntimeout = 2\n\
+         protocol = h2\ndeadline = 9\nmax_in_flight = 3\nkeep_alive = false\n\
          [token \"ops\"]\nrole = operator\nsha256 = 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n\
          [cors]\nallowed_origins = HTTPS://Example.org:443, http://localhost:3000, capacitor://localhost\n",
     );
@@ -231,7 +251,13 @@ fn other_values_are_read_as_they_say() {
     assert_eq!(config.control.hosts, ["furt.internal"]);
     assert_eq!(config.control.probing.forget_parked_after, None);
     assert!(config.control.grants[0].service.is_none() && config.control.grants[0].allow_public);
-    assert_eq!(config.control.published.static_routes[0].timeout, Some(Duration::from_secs(2)));
+    assert_eq!((config.control.grants[0].max_in_flight, config.control.grants[0].keep_alive), (8, false));
+    let route = &config.control.published.static_routes[0];
+    assert_eq!([route.timeout, route.deadline], [2, 9].map(|seconds| Some(Duration::from_secs(seconds))));
+    assert_eq!((route.protocol.as_str(), route.max_in_flight, route.keep_alive), ("h2", 3, false));
+    let data = &config.data;
+    assert_eq!((data.max_connections_per_address, data.failed_key_limit, data.max_header_size), (None, None, 2048));
+    assert_eq!((data.deadline, data.slow_start, data.max_idle_upstream), (Some(Duration::from_secs(60)), Duration::from_secs(20), 0));
     assert_eq!(config.control.published.cors_origins, ["https://example.org", "http://localhost:3000", "capacitor://localhost"]);
     assert_eq!(config.warnings, []);
 }
@@ -251,6 +277,15 @@ fn oddities_are_warnings() {
     );
     odd("[telemetry]\notlp_endpoint = http://x\n", &["1: [telemetry]: this version does not use it yet; it is ignored"]);
     odd("[gateway]\ndown_check_interval = 10\n", &["2: down_check_interval: down_check_interval (10) is below health_check_interval (30)"]);
+    odd("[gateway]\nupstream_timeout = 2\n", &[]);
+    odd(
+        "[gateway]\nupstream_timeout = 2\nconnect_timeout = 3\n",
+        &["3: connect_timeout: connect_timeout (3) is above upstream_timeout (2), which includes it"],
+    );
+    odd(
+        "[server]\nmax_header_size = 4 KiB\n",
+        &["2: max_header_size: max_header_size (4096) is below max_uri_length (8192), which is part of it"],
+    );
     odd("[server]\nmax_connections = 200000\n", &["2: max_connections: 200000 is above the limit of 100000 open files (ulimit -n)"]);
     let key = "[api_key \"a\"]\nkey_sha256_file = etc/key.sha256\nallowed_ips = 127.0.0.1\npermissions = a:b\n";
     odd(key, &[]);
@@ -308,7 +343,13 @@ fn wrong_values_of_server_and_gateway_are_told() {
     server("max_connections = 0", "2: max_connections: expected a number from 1 to 100000000, got \"0\"");
     server("trusted_proxies = proxy", "2: trusted_proxies: expected an address or network such as 10.0.0.0/8, got \"proxy\"");
     server("ip_rate_limit = 10", "2: ip_rate_limit: expected a rate such as 10/s, 600/min or 1000/h, got \"10\"");
-    server("tls_cert = a.pem", "2: tls_cert: expected nothing: TLS on the public listener is not supported by this version yet");
+    server("client_idle_timeout = 0", "2: client_idle_timeout: expected a duration above 0, got \"0\"");
+    server("max_header_size = 2 MiB", "2: max_header_size: expected a size from 1 KiB to 1 MiB, got \"2 MiB\"");
+    server("max_headers = 0", "2: max_headers: expected a number from 1 to 10000, got \"0\"");
+    server("max_uri_length = 64 KiB", "2: max_uri_length: expected a size from 256 to 65534, got \"64 KiB\"");
+    server("max_connections_per_address = -1", "2: max_connections_per_address: expected a number from 0 to 100000000, got \"-1\"");
+    server("h2_max_streams = 0", "2: h2_max_streams: expected a number from 1 to 100000, got \"0\"");
+    server("failed_key_limit = 10", "2: failed_key_limit: expected a rate such as 10/s, 600/min or 1000/h, got \"10\"");
     server("add_headers = X", "2: add_headers: expected headers such as \"Name: value\" with a value in visible ASCII");
     server("add_headers = Content-Length: 1", "2: add_headers: expected a header that does not frame the message, content-length does");
     server("add_headers = A: 1, a: 2", "2: add_headers: expected each header once, one is there twice");
@@ -336,6 +377,10 @@ fn wrong_values_of_server_and_gateway_are_told() {
         "stop_ping_after_failures = 3",
         "2: stop_ping_after_failures: expected stop_ping_after_failures (3) to be greater than max_consecutive_failures (3)",
     );
+    gateway("connect_timeout = 0", "2: connect_timeout: expected a duration above 0, got \"0\"");
+    gateway("deadline = 0", "2: deadline: expected a duration above 0, got \"0\"");
+    gateway("max_idle_upstream = many", "2: max_idle_upstream: expected a number from 0 to 1000000, got \"many\"");
+    gateway("slow_start = x", "2: slow_start: expected seconds such as 30, or milliseconds such as 500ms, got \"x\"");
     gateway("max_consecutive_failures = 0", "2: max_consecutive_failures: expected a number from 1 to 1000000, got \"0\"");
     gateway("store = etcd://a:2379/furt", "2: store: expected embedded: a store in etcd is not supported by this version yet");
     gateway("store = redis", "2: store: expected embedded, got \"redis\"");
