@@ -29,14 +29,24 @@ pub struct InstanceState {
 const SECOND: u64 = 1_000_000_000;
 
 impl InstanceState {
-    /// Counts a request to it. False: it is drained by now, and the request should go elsewhere if it can.
+    /// Counts a request to it, unless it has `most` (0: no limit) under way. Drained: it counts, and should go elsewhere
+    /// if it can.
     ///
     /// The count is written before `closed` is read, and [`Self::close`] is called before the count is read
     /// ([`Self::in_flight`]), all in one order: a request either is in the count or hears that it is closed. So a
     /// drained instance with none in flight gets none any more.
-    pub fn enter(&self) -> bool {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
-        !self.closed.load(Ordering::SeqCst)
+    pub fn enter(&self, most: u32) -> Entered {
+        let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
+        if most != 0 && others >= most {
+            self.leave();
+            return Entered::Full;
+        }
+        if self.closed.load(Ordering::SeqCst) { Entered::Drained } else { Entered::Yes }
+    }
+
+    /// Whether it has `most` requests (0: no limit) under way.
+    pub fn is_full(&self, most: u32) -> bool {
+        most != 0 && self.in_flight.load(Ordering::Relaxed) >= most
     }
 
     /// A request to it has ended.
@@ -84,6 +94,26 @@ impl InstanceState {
     }
 }
 
+/// What became of a request that would enter an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// It counts.
+    Yes,
+    /// It counts, but the instance has been drained since the request's view.
+    Drained,
+    /// It does not count: the instance has as many under way as it may.
+    Full,
+}
+
+/// Why no instance was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoInstance {
+    /// None is left that could serve.
+    None,
+    /// Those that could serve have as many requests under way as they may.
+    Full,
+}
+
 /// How willingly an instance is chosen; the least that is eligible serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
@@ -116,27 +146,36 @@ pub fn tier(instance: &Instance, route: &Route, now: u64) -> Result<Tier, &'stat
 }
 
 /// The instance for the next attempt: of the best tier, not in `tried`, by power of two choices on
-/// requests in flight, weighted. `None` when there is none left.
-pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> Option<&'a Arc<Instance>> {
+/// requests in flight, weighted.
+///
+/// # Errors
+/// When there is none left.
+pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> Result<&'a Arc<Instance>, NoInstance> {
     // The common case: one instance.
     if let [only] = instances {
-        return (tried.is_empty() && tier(only, route, now).is_ok()).then_some(only);
+        return match tried.is_empty() && tier(only, route, now).is_ok() {
+            true if only.state.is_full(only.max_in_flight) => Err(NoInstance::Full),
+            true => Ok(only),
+            false => Err(NoInstance::None),
+        };
     }
-    let best = instances
-        .iter()
-        .filter(|instance| !tried.contains(&instance.number))
-        .filter_map(|instance| tier(instance, route, now).ok())
-        .min()?;
-    let eligible = || instances.iter().filter(|instance| !tried.contains(&instance.number) && tier(instance, route, now) == Ok(best));
+    let left = || instances.iter().filter(|instance| !tried.contains(&instance.number));
+    let with_room = || left().filter(|instance| !instance.state.is_full(instance.max_in_flight));
+    let Some(best) = with_room().filter_map(|instance| tier(instance, route, now).ok()).min() else {
+        let full = left().any(|instance| tier(instance, route, now).is_ok());
+        return Err(if full { NoInstance::Full } else { NoInstance::None });
+    };
+    let eligible = || with_room().filter(|instance| tier(instance, route, now) == Ok(best));
     let total: u64 = eligible().map(|instance| u64::from(instance.weight)).sum();
-    let one = drawn(eligible(), total)?;
+    // Another thread may have filled the last meanwhile.
+    let one = drawn(eligible(), total).ok_or(NoInstance::Full)?;
     // The second choice is drawn from the others, so that two instances are always compared.
     let others = eligible().filter(|instance| instance.number != one.number);
-    let Some(two) = drawn(others, total - u64::from(one.weight)) else { return Some(one) };
+    let Some(two) = drawn(others, total.saturating_sub(u64::from(one.weight))) else { return Ok(one) };
     // Requests in flight for each unit of weight; the draw was weighted already, so equal loads keep the first.
     let load = |instance: &Instance| u64::from(instance.state.in_flight.load(Ordering::Relaxed));
     let (first, second) = (load(one) * u64::from(two.weight), load(two) * u64::from(one.weight));
-    Some(if second < first { two } else { one })
+    Ok(if second < first { two } else { one })
 }
 
 /// One of the instances at random, by weight; `total` is the sum of theirs.
@@ -178,6 +217,7 @@ mod tests {
             authority: http::HeaderValue::from_static("a"),
             max_in_flight: 0,
             keep_alive: true,
+            tls: None,
         })
     }
 
@@ -200,7 +240,7 @@ mod tests {
     fn counts(instances: &[Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> [usize; 4] {
         let mut counts = [0; 4];
         for _ in 0..4000 {
-            if let Some(instance) = choose(instances, route, now, tried) {
+            if let Ok(instance) = choose(instances, route, now, tried) {
                 counts[instance.number as usize] += 1;
             }
         }
@@ -250,7 +290,7 @@ mod tests {
             std::thread::scope(|scope| {
                 for _ in 0..2 {
                     scope.spawn(|| {
-                        while state.enter() {
+                        while state.enter(0) == Entered::Yes {
                             assert!(!none.load(Ordering::SeqCst), "counted by nobody");
                             state.leave();
                         }

@@ -14,11 +14,11 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::{
-    client_io::{Phase, Watch},
     clock::Coarse,
     exchange::Exchange,
     headers,
-    upstream::Lease,
+    upstream::{Bounds, Lease},
+    watch::{Phase, Watch},
 };
 
 /// What a body can fail with; hyper wants it boxed.
@@ -33,6 +33,8 @@ pub struct Progress {
     pub failed: Cell<bool>,
     /// It came to its end.
     pub ended: Cell<bool>,
+    /// Something of it was asked for.
+    pub touched: Cell<bool>,
     /// When its last piece came, nanoseconds of the worker's clock.
     pub last: Cell<u64>,
 }
@@ -68,8 +70,13 @@ impl Upload {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.progress.touched.set(true);
         let polled = ready!(Pin::new(&mut self.inner).poll_frame(context));
-        self.progress.last.set(self.clock.now());
+        let now = self.clock.now();
+        self.progress.last.set(now);
+        if self.watch.phase() == Phase::Upload {
+            self.watch.progress(now);
+        }
         let Some(frame) = polled else {
             self.ended();
             return Poll::Ready(None);
@@ -132,6 +139,8 @@ impl Body for RequestBody {
 
 /// An answer's body on its way to the caller. It ends the exchange when it ends or is dropped.
 pub enum AnswerBody {
+    /// There is none, and the exchange goes on: what follows is no HTTP.
+    Switched,
     /// What furt says itself.
     Own(Option<Bytes>, Box<Exchange>),
     /// What the service says.
@@ -170,11 +179,13 @@ impl Download {
     fn ended(&mut self) {
         self.exchange.complete();
         if let Some(lease) = self.lease.take() {
-            self.exchange.worker().pool.give_back(lease, self.exchange.worker().coarse.now());
+            let worker = self.exchange.worker();
+            worker.pool.give_back(lease, worker.coarse.now(), Bounds::of(&self.exchange.view().config));
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.exchange.owes(false);
         let Some(frame) = ready!(Pin::new(&mut self.inner).poll_frame(context)) else {
             self.ended();
             return Poll::Ready(None);
@@ -189,6 +200,7 @@ impl Download {
         if let Some(data) = frame.data_ref() {
             self.exchange.sent(data.len());
         }
+        self.exchange.owes(true);
         if self.inner.is_end_stream() {
             self.ended();
         }
@@ -202,6 +214,7 @@ impl Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
+            Self::Switched => Poll::Ready(None),
             Self::Own(body, exchange) => {
                 let body = body.take();
                 exchange.sent(body.as_ref().map_or(0, Bytes::len));
@@ -214,6 +227,7 @@ impl Body for AnswerBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Switched => true,
             Self::Own(body, _) => body.is_none(),
             Self::Service(download) => download.inner.is_end_stream(),
         }
@@ -221,6 +235,7 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Switched => SizeHint::with_exact(0),
             Self::Own(body, _) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
             Self::Service(download) => download.inner.size_hint(),
         }

@@ -7,9 +7,10 @@ use http::{HeaderValue, Method, StatusCode};
 
 use crate::{
     access_log::Line,
-    client_io::Watch,
+    balance::Entered,
     table::Route,
     view::Instance,
+    watch::Watch,
     worker::{Connection, Held, Worker},
 };
 
@@ -17,6 +18,8 @@ use crate::{
 pub struct Exchange {
     worker: Rc<Worker>,
     watch: Rc<Watch>,
+    /// Over HTTP/2, that of the connection.
+    shared: Option<Rc<Watch>>,
     view: Rc<Held>,
     method: Method,
     client: IpAddr,
@@ -36,15 +39,16 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins with the head of a request.
-    pub fn new(connection: &Connection, view: &Rc<Held>, method: Method, client: IpAddr, started: u64, request_id: HeaderValue) -> Self {
+    pub fn new(connection: &Connection, watch: Rc<Watch>, view: &Rc<Held>, method: Method, client: IpAddr, started: u64) -> Self {
         Self {
             worker: connection.worker.clone(),
-            watch: connection.watch.clone(),
+            shared: (!Rc::ptr_eq(&watch, &connection.watch)).then(|| connection.watch.clone()),
+            watch,
             view: view.clone(),
             method,
             client,
             started,
-            request_id,
+            request_id: HeaderValue::from_static(""),
             status: StatusCode::INTERNAL_SERVER_ERROR,
             reason: "",
             route: None,
@@ -53,6 +57,39 @@ impl Exchange {
             bytes: 0,
             complete: false,
             logged: None,
+        }
+    }
+
+    /// The client's address, when a proxy told it.
+    pub fn note_client(&mut self, client: IpAddr) {
+        self.client = client;
+    }
+
+    /// The id it is known by.
+    pub fn note_id(&mut self, request_id: HeaderValue) {
+        self.request_id = request_id;
+    }
+
+    /// Its place in the look-over.
+    pub fn watch(&self) -> &Rc<Watch> {
+        &self.watch
+    }
+
+    /// The view it sees.
+    pub fn view(&self) -> &Rc<Held> {
+        &self.view
+    }
+
+    /// Whether a piece of the answer waits for the caller to take it.
+    pub fn owes(&self, piece: bool) {
+        self.watch.owes(piece.then(|| self.worker.coarse.now()));
+    }
+
+    fn end(&self) {
+        let now = self.worker.coarse.now();
+        self.watch.end(now);
+        if let Some(shared) = &self.shared {
+            shared.end(now);
         }
     }
 
@@ -90,11 +127,13 @@ impl Exchange {
         self.route = Some(route.clone());
     }
 
-    /// Another instance is asked. False: it has been drained since the request's view; it counts all the same.
-    pub fn ask(&mut self, instance: &Arc<Instance>) -> bool {
+    /// Another instance is asked. The exchange counts there unless it is full, also when it has been drained since the
+    /// request's view.
+    pub fn ask(&mut self, instance: &Arc<Instance>) -> Entered {
         self.leave();
-        self.instance = Some(instance.clone());
-        instance.state.enter()
+        let entered = instance.state.enter(instance.max_in_flight);
+        self.instance = (entered != Entered::Full).then(|| instance.clone());
+        entered
     }
 
     fn leave(&mut self) {
@@ -119,7 +158,7 @@ impl Exchange {
     pub fn complete(&mut self) {
         if !self.complete {
             self.complete = true;
-            self.watch.end(self.worker.coarse.now());
+            self.end();
         }
     }
 
@@ -133,7 +172,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.leave();
         if !self.complete {
-            self.watch.end(self.worker.coarse.now());
+            self.end();
             if self.reason.is_empty() {
                 self.reason = "client-gone";
             }

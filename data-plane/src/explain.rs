@@ -57,7 +57,7 @@ fn refused(error: &ProxyError) -> Outcome {
 
 /// The steps of a request, in the gateway's order; what each says goes into `answer`.
 fn decide(view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::ExplainResponse) -> Outcome {
-    let (host, path) = match head(request) {
+    let (host, path) = match head(request, view) {
         Ok(head) => head,
         Err(error) => return refused(&error),
     };
@@ -88,14 +88,14 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::
 }
 
 /// Host and canonical path of a request that a client can send and furt takes.
-fn head(request: &v1::ExplainRequest) -> Result<(HeaderValue, Cow<'_, str>), ProxyError> {
+fn head<'r>(request: &'r v1::ExplainRequest, view: &View) -> Result<(HeaderValue, Cow<'r, str>), ProxyError> {
     // What does not parse at all has no length that could be too much.
     let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| ProxyError::Malformed("the method is malformed"))?;
     PathAndQuery::try_from(&*request.path).map_err(|_| ProxyError::Malformed("the request target is malformed"))?;
     if request.path.contains('#') {
         return Err(ProxyError::Path(PathFault::Fragment));
     }
-    check_length(&request.path)?;
+    check_length(&request.path, view.config.max_uri_length)?;
     // Without a host the request is one for any host.
     let host = HeaderValue::from_str(&request.host).map_err(|_| ProxyError::Malformed("the Host is malformed"))?;
     if !host.is_empty() {

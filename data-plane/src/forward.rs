@@ -3,33 +3,29 @@
 
 use std::{pin::pin, rc::Rc, time::Duration};
 
-use http::{
-    HeaderValue, Method, Request, Response, Uri,
-    header::{CONTENT_LENGTH, HOST},
-    request::Parts,
-    uri::PathAndQuery,
-};
+use furt_proto::time::format_duration;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header::CONTENT_TYPE, request::Parts};
 use hyper::body::{Body, Incoming};
+use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::{
     auth::Caller,
-    balance,
+    balance::{self, Entered, NoInstance},
     body::{Progress, RequestBody, Upload},
     clock::nanos,
     deadline::Deadline,
     exchange::Exchange,
     headers::{self, Forwarding},
     metrics::Counters,
+    outbound::{self, Outbound},
     respond::ProxyError,
     table::Route,
-    upstream::{self, Lease},
+    upstream::{self, Bounds, ConnectError, Lease, Switched},
     view::{Instance, Service, View},
     worker::Connection,
 };
 
-/// For a connection to a service to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Retry-After of a route whose instances are not pinged any more.
 const PARKED_RETRY: Duration = Duration::from_secs(120);
 
@@ -63,6 +59,10 @@ pub struct Answered {
     pub response: Response<Incoming>,
     /// The connection it comes over.
     pub lease: Lease,
+    /// What the client asked to switch to.
+    pub asked: Option<HeaderValue>,
+    /// Where the connection comes out, should the service switch.
+    pub switched: Option<oneshot::Receiver<Switched>>,
     /// From sending the request to the head of the answer, in nanoseconds.
     pub upstream_ns: u64,
 }
@@ -77,31 +77,40 @@ impl Forward<'_> {
         let progress = Rc::new(Progress::default());
         progress.last.set(exchange.started());
         let has_body = !body.is_end_stream();
-        let repeatable = !has_body && is_idempotent(&self.head.method);
-        let timeout = self.route.timeout.unwrap_or(self.view.config.upstream_timeout);
-        let deadline = worker.deadlines.set(exchange.started() + nanos(timeout));
-        let mut request = self.request(has_body.then(|| self.upload(body, &progress)));
+        let upgrade = if has_body { None } else { outbound::asked_upgrade(self.head) };
+        let outbound = Outbound { host: self.host, path: self.path, target: &self.head.uri, upgrade: upgrade.as_ref(), has_body };
+        let repeatable = !has_body && upgrade.is_none() && is_idempotent(&self.head.method);
+        let times = self.times(exchange.started(), has_body);
+        exchange.watch().end_by(times.until);
+        let deadline = worker.deadlines.set(times.first(exchange.started(), has_body));
+        let mut request = self.request(has_body.then(|| self.upload(body, &progress, exchange)));
         worker.retries.earn();
         let mut now = exchange.started();
         let mut tried = Vec::new();
-        let mut retried = false;
+        let (mut again, mut retried) = (false, false);
         loop {
-            let Some(instance) = balance::choose(&self.service.instances, self.route, now, &tried) else {
-                return Err(if tried.is_empty() {
-                    self.unavailable()
-                } else {
-                    ProxyError::BadGateway("the service accepts no connection")
-                });
+            let instance = match balance::choose(&self.service.instances, self.route, now, &tried) {
+                Ok(instance) => instance,
+                Err(NoInstance::Full) => return Err(ProxyError::Full),
+                Err(NoInstance::None) if tried.is_empty() => return Err(self.unavailable()),
+                Err(NoInstance::None) => return Err(ProxyError::BadGateway("the service accepts no connection")),
             };
-            *request.uri_mut() = target(instance, self.path, &self.head.uri)?;
-            if self.host.is_empty() {
-                // HTTP/1.0 knew no Host, HTTP/1.1 wants one (RFC 9112 §3.2).
-                request.headers_mut().insert(HOST, instance.authority.clone());
+            match exchange.ask(instance) {
+                Entered::Yes => {}
+                Entered::Drained if !self.leads_elsewhere(instance, now, &mut tried) => {}
+                Entered::Drained => continue,
+                // Others came between; the next choice leaves it out.
+                Entered::Full => {
+                    tried.push(instance.number);
+                    if balance::choose(&self.service.instances, self.route, now, &tried).is_err() {
+                        return Err(ProxyError::Full);
+                    }
+                    continue;
+                }
             }
-            if !exchange.ask(instance) && self.leads_elsewhere(instance, now, &mut tried) {
-                continue;
-            }
-            let idle = if retried { None } else { worker.pool.take(instance, now, repeatable) };
+            outbound.fit(&mut request, instance, again)?;
+            again = true;
+            let idle = if retried { None } else { worker.pool.take(instance, now, repeatable, Bounds::of(&self.view.config)) };
             let mut lease = match idle {
                 Some(lease) => lease,
                 None => {
@@ -115,21 +124,26 @@ impl Forward<'_> {
                     lease
                 }
             };
+            let switched = if upgrade.is_some() { lease.when_switched() } else { None };
             let sent = now;
             let answered = {
-                let mut answer = pin!(lease.sender.try_send_request(request));
+                let mut answer = pin!(lease.send(request));
                 loop {
                     match deadline.within(answer.as_mut()).await {
                         Ok(answered) => break Ok(answered),
-                        Err(_) if !has_body => break Err(ProxyError::GatewayTimeout),
-                        Err(_) => deadline.put_off(self.still_sending(&progress, timeout)?),
+                        Err(_) => match times.next(worker.coarse.now(), has_body, &progress) {
+                            Ok(at) => deadline.put_off(at),
+                            Err(error) => break Err(error),
+                        },
                     }
                 }
             };
             now = worker.coarse.exact();
             let mut failed = match answered {
                 Err(error) => return Err(error),
-                Ok(Ok(response)) => return Ok(Answered { response, lease, upstream_ns: now.saturating_sub(sent) }),
+                Ok(Ok(response)) => {
+                    return Ok(Answered { response, lease, asked: upgrade, switched, upstream_ns: now.saturating_sub(sent) });
+                }
                 Ok(Err(failed)) => failed,
             };
             if progress.too_large.get() {
@@ -140,48 +154,57 @@ impl Forward<'_> {
             }
             request = match failed.take_message() {
                 // Closed before the request was written: nothing was sent, so any method may go again.
-                Some(unsent) => {
+                Some(unsent) if !progress.touched.get() => {
                     if !lease.reused {
                         tried.push(instance.number);
                     }
                     unsent
                 }
+                // The service says that it did nothing with it, so any method may go again (RFC 9113 §8.7).
+                None if !has_body && !retried && upstream::is_unprocessed(failed.error()) && self.spend(now) => {
+                    retried = true;
+                    self.request(None)
+                }
                 None if repeatable && !retried && !lease.heard() && self.again(instance, &lease, now, &mut tried) => {
                     retried = true;
                     self.request(None)
                 }
-                None => return Err(ProxyError::BadGateway("the service closed the connection or answered nonsense")),
+                _ => return Err(ProxyError::BadGateway("the service closed the connection or answered nonsense")),
             };
         }
     }
 
-    /// The service has its time from the end of the body on, and a body has all the time it needs while
-    /// pieces of it come.
-    ///
-    /// # Errors
-    /// When the service, or the client, has been silent for too long.
-    fn still_sending(&self, progress: &Progress, timeout: Duration) -> Result<u64, ProxyError> {
-        let worker = &self.connection.worker;
-        let (now, last) = (worker.coarse.now(), progress.last.get());
-        if progress.ended.get() {
-            return Some(last + nanos(timeout)).filter(|at| *at > now).ok_or(ProxyError::GatewayTimeout);
+    /// How long what may take.
+    fn times(&self, started: u64, has_body: bool) -> Times {
+        let config = &self.view.config;
+        let grpc = is_grpc(&self.head.headers);
+        let asked = if grpc { grpc_timeout(&self.head.headers) } else { None };
+        let total = [self.route.deadline.or(config.deadline), asked].into_iter().flatten().min();
+        Times {
+            timeout: nanos(self.route.timeout.unwrap_or(config.upstream_timeout)),
+            until: total.map(|total| started + nanos(total)),
+            // A call may be silent for as long as it likes.
+            idle: (has_body && !grpc).then_some(nanos(config.body_idle_timeout)),
         }
-        let idle = now.saturating_sub(last) > nanos(self.view.config.body_idle_timeout);
-        if idle { Err(ProxyError::RequestTimeout) } else { Ok(now + nanos(timeout)) }
     }
 
     /// Whether a request that can be repeated goes again after its connection closed without an answer:
     /// to another instance, as the one may have ended with the connection, or to the same when only a
     /// kept-alive connection closed.
     fn again(&self, instance: &Instance, lease: &Lease, now: u64, tried: &mut Vec<u32>) -> bool {
-        let worker = &self.connection.worker;
         tried.push(instance.number);
-        if balance::choose(&self.service.instances, self.route, now, tried).is_none() {
+        if balance::choose(&self.service.instances, self.route, now, tried).is_err() {
             if !lease.reused {
                 return false;
             }
             tried.pop();
         }
+        self.spend(now)
+    }
+
+    /// Whether the budget has one more retry.
+    fn spend(&self, now: u64) -> bool {
+        let worker = &self.connection.worker;
         let allowed = worker.retries.spend(now);
         if allowed {
             Counters::add(&worker.shared.counters.retries);
@@ -193,20 +216,20 @@ impl Forward<'_> {
     /// there is none, the request goes there all the same: it counts, so whoever drains it waits for it.
     fn leads_elsewhere(&self, drained: &Instance, now: u64, tried: &mut Vec<u32>) -> bool {
         tried.push(drained.number);
-        let elsewhere = balance::choose(&self.service.instances, self.route, now, tried).is_some();
+        let elsewhere = balance::choose(&self.service.instances, self.route, now, tried).is_ok();
         if !elsewhere {
             tried.pop();
         }
         elsewhere
     }
 
-    fn upload(&self, body: Incoming, progress: &Rc<Progress>) -> Box<Upload> {
+    fn upload(&self, body: Incoming, progress: &Rc<Progress>, exchange: &Exchange) -> Box<Upload> {
         let worker = &self.connection.worker;
         let limit = self.view.config.max_body_size;
-        Box::new(Upload::new(body, limit, progress.clone(), self.connection.watch.clone(), worker.coarse.clone()))
+        Box::new(Upload::new(body, limit, progress.clone(), exchange.watch().clone(), worker.coarse.clone()))
     }
 
-    /// The request as the service gets it, but for its target.
+    /// The request as the service gets it, but for what [`Outbound`] adds.
     fn request(&self, body: Option<Box<Upload>>) -> Request<RequestBody> {
         let with = Forwarding {
             route: self.route,
@@ -217,8 +240,7 @@ impl Forward<'_> {
             trusted: self.trusted,
             version: self.head.version,
             via: &self.connection.worker.shared.via,
-            // Without a length a body would be lost on its way to HTTP/1.1.
-            chunked: body.is_some() && !self.head.headers.contains_key(CONTENT_LENGTH),
+            secure: self.connection.secure,
         };
         let fields = headers::forward(&self.head.headers, &with);
         let mut request = Request::new(body.map_or(RequestBody::Empty, RequestBody::Stream));
@@ -230,14 +252,19 @@ impl Forward<'_> {
     /// A new connection to an instance. `None`: it accepts none, and is set aside and reported.
     async fn connect(&self, instance: &Instance, deadline: &Deadline) -> Result<Option<Lease>, ProxyError> {
         let worker = &self.connection.worker;
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(worker, instance));
+        let patience = self.view.config.connect_timeout;
+        let connecting = tokio::time::timeout(patience, upstream::connect(worker, self.view, instance));
         let reason = match deadline.within(connecting).await.map_err(|_| ProxyError::GatewayTimeout)? {
             Ok(Ok(lease)) => {
                 instance.state.connected();
                 return Ok(Some(lease));
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no connection within 5 s".to_owned(),
+            Ok(Err(ConnectError::Ours(error))) => {
+                worker.exhausted(&error);
+                return Err(ProxyError::Exhausted);
+            }
+            Ok(Err(ConnectError::Theirs(reason))) => reason,
+            Err(_) => format!("no connection within {}", format_duration(patience)),
         };
         instance.state.connect_failed(worker.coarse.exact());
         debug!(service = %self.service.name, instance = %instance.id, reason, "cannot connect");
@@ -259,18 +286,105 @@ fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
 
-/// The target in origin form: the base of the instance's url, the canonical path, the query as it came.
-fn target(instance: &Instance, path: &str, original: &Uri) -> Result<Uri, ProxyError> {
-    let base = instance.url.base();
-    if base.is_empty()
-        && path == original.path()
-        && let Some(same) = original.path_and_query()
-    {
-        return Ok(Uri::from(same.clone()));
+/// Whether a message is one of gRPC (gRPC's PROTOCOL-HTTP2.md).
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// `grpc-timeout`: how long the caller of a gRPC call waits. What cannot be read is left to the service.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = Some(digits).filter(|digits| digits.len() <= 8 && digits.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
     }
-    let text = match original.query() {
-        Some(query) => format!("{base}{path}?{query}"),
-        None => format!("{base}{path}"),
-    };
-    text.parse::<PathAndQuery>().map(Uri::from).map_err(|_| ProxyError::Malformed("the request target is malformed"))
+}
+
+/// The limits on one request's time, in nanoseconds.
+struct Times {
+    /// From the end of its body to the head of the answer.
+    timeout: u64,
+    /// When all has to be over.
+    until: Option<u64>,
+    /// Between two pieces of its body.
+    idle: Option<u64>,
+}
+
+impl Times {
+    /// When to look for the first time.
+    fn first(&self, started: u64, has_body: bool) -> u64 {
+        let patience = if has_body { self.timeout.min(self.idle.unwrap_or(self.timeout)) } else { self.timeout };
+        self.before_the_end(started + patience)
+    }
+
+    fn before_the_end(&self, at: u64) -> u64 {
+        self.until.map_or(at, |until| until.min(at))
+    }
+
+    /// When to look again. The service has its time from the end of the body on, and a body has all the time it needs
+    /// while pieces of it come.
+    ///
+    /// # Errors
+    /// When the service, or the client, has been silent for too long.
+    fn next(&self, now: u64, has_body: bool, progress: &Progress) -> Result<u64, ProxyError> {
+        if self.until.is_some_and(|until| until <= now) {
+            return Err(ProxyError::GatewayTimeout);
+        }
+        let last = progress.last.get();
+        if !has_body || progress.ended.get() {
+            let at = last + self.timeout;
+            return if at > now { Ok(self.before_the_end(at)) } else { Err(ProxyError::GatewayTimeout) };
+        }
+        match self.idle {
+            Some(idle) if now.saturating_sub(last) > idle => Err(ProxyError::RequestTimeout),
+            Some(idle) => Ok(self.before_the_end(last + idle + 1)),
+            None => Ok(self.before_the_end(now + self.timeout)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    #[test]
+    fn a_body_has_time_while_it_comes_and_the_service_from_its_end_on() {
+        let progress = Progress::default();
+        let times = Times { timeout: 100, until: Some(1_000), idle: Some(30) };
+        assert_eq!((times.first(1, false), times.first(1, true)), (101, 31));
+        progress.last.set(90);
+        assert_eq!(times.next(101, true, &progress), Ok(121));
+        assert_eq!(times.next(121, true, &progress), Err(ProxyError::RequestTimeout));
+        progress.ended.set(true);
+        assert_eq!(times.next(121, true, &progress), Ok(190));
+        assert_eq!(times.next(190, true, &progress), Err(ProxyError::GatewayTimeout));
+        progress.last.set(999);
+        assert_eq!(times.next(999, true, &progress), Ok(1_000));
+        assert_eq!(times.next(1_000, true, &progress), Err(ProxyError::GatewayTimeout));
+    }
+
+    #[test]
+    fn the_patience_of_a_grpc_caller_is_read() {
+        let check = |text: &'static str, expected: Option<Duration>| {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static("grpc-timeout"), HeaderValue::from_static(text))]);
+            assert_eq!(grpc_timeout(&headers), expected, "{text}");
+        };
+        check("100m", Some(Duration::from_millis(100)));
+        check("2S", Some(Duration::from_secs(2)));
+        check("99999999H", Some(Duration::from_secs(99_999_999 * 3600)));
+        check("123456789S", None);
+        check("S", None);
+        check("", None);
+        check("+1S", None);
+        check("1x", None);
+    }
 }

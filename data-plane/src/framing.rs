@@ -13,12 +13,9 @@ use http::{
 
 use crate::{headers::X_API_KEY, respond::ProxyError};
 
-/// Longest request target, in bytes.
-const MAX_TARGET: usize = 8 * 1024;
-
 /// Whether a request target, path and query, is short enough.
-pub fn check_length(target: &str) -> Result<(), ProxyError> {
-    if target.len() > MAX_TARGET { Err(ProxyError::UriTooLong) } else { Ok(()) }
+pub fn check_length(target: &str, most: usize) -> Result<(), ProxyError> {
+    if target.len() > most { Err(ProxyError::UriTooLong) } else { Ok(()) }
 }
 
 /// The `Host` of the request: one, well-formed, or the authority of an absolute or HTTP/2 target,

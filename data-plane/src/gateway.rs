@@ -4,14 +4,10 @@
 use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
-use furt_proto::{
-    envelope,
-    path::{PathFault, canonical},
-    rate::Verdict,
-};
+use furt_proto::{envelope, path::canonical, rate::Verdict};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE},
     request::Parts,
 };
 use hyper::body::{Body, Incoming};
@@ -20,18 +16,20 @@ use serde_json::json;
 use crate::{
     auth::{self, Caller, Denied, Presented},
     body::AnswerBody,
-    client_io::Phase,
     clock::nanos,
     cors,
     exchange::Exchange,
-    forward::{Answered, Forward},
+    forward::{Answered, Forward, is_grpc},
     framing::{check_framing, check_length, checked_host, host_name},
     headers::{self, X_API_KEY},
     health,
     local::{Local, local},
+    outbound,
     respond::{self, ProxyError},
     table::{Access, Lookup},
+    tunnel::Tunnel,
     view::View,
+    watch::{Phase, Watch},
     worker::{Connection, tell_internal},
 };
 
@@ -49,6 +47,8 @@ struct Decision {
     limit: Option<(u32, Verdict)>,
     /// The origin of a browser that may read the answer.
     origin: Option<HeaderValue>,
+    /// Whether it is a gRPC call, which hears of refusals in its own words.
+    grpc: bool,
 }
 
 /// An answer before it gets what all answers carry.
@@ -59,33 +59,36 @@ enum Answer {
     Preflight { headers: HeaderMap },
     /// From the service.
     Service(Answered),
+    /// From the service, which switches to this protocol.
+    Switch(Answered, HeaderValue),
 }
 
 /// Serves one request of a client.
 ///
 /// # Errors
 /// None: whatever goes wrong is an answer.
-pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+pub async fn serve(connection: Rc<Connection>, watch: Rc<Watch>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
     let worker = &connection.worker;
     let started = worker.coarse.exact();
     let (head, body) = request.into_parts();
     let view = worker.view();
-    let phase = if body.is_end_stream() { Phase::Waiting } else { Phase::Upload };
-    connection.watch.begin(phase, started, nanos(view.config.body_idle_timeout));
-    let mut client = connection.peer;
+    let grpc = is_grpc(&head.headers);
+    let phase = if body.is_end_stream() || grpc { Phase::Waiting } else { Phase::Upload };
+    watch.begin(phase, started, nanos(view.config.body_idle_timeout));
+    let mut exchange = Box::new(Exchange::new(&connection, watch, &view, head.method.clone(), connection.peer, started));
     let mut request_id = None;
     let trusted = connection.trusted_by(&view);
     if trusted {
-        client = headers::client_address(&head.headers, client, &view.config.trusted_proxies);
+        exchange.note_client(headers::client_address(&head.headers, connection.peer, &view.config.trusted_proxies));
         request_id = headers::trusted_request_id(&head.headers).cloned();
     }
     let request_id = request_id.unwrap_or_else(|| new_request_id(worker.coarse.unix_ms(started)));
-    let exchange = Box::new(Exchange::new(&connection, &view, head.method.clone(), client, started, request_id.clone()));
+    exchange.note_id(request_id.clone());
     let origin = cors::allowed_origin(&view.cors_origins, &head.headers).cloned();
-    let mut decision = Decision { exchange, request_id, trusted, limit: None, origin };
+    let mut decision = Decision { exchange, request_id, trusted, limit: None, origin, grpc };
     let answer = handle(&connection, &view, &mut decision, &head, body).await;
     let may_be_known = match &answer {
-        Ok(answer) => !matches!(answer, Answer::Service(_)),
+        Ok(answer) => !matches!(answer, Answer::Service(_) | Answer::Switch(..)),
         Err(ProxyError::Denied(denied)) => matches!(denied, Denied::Forbidden | Denied::Unusable),
         Err(_) => true,
     };
@@ -111,11 +114,8 @@ async fn handle(
     body: Incoming,
 ) -> Result<Answer, ProxyError> {
     decision.exchange.note_path(head.uri.path());
-    if connection.watch.saw_fragment() {
-        return Err(ProxyError::Path(PathFault::Fragment));
-    }
     if let Some(target) = head.uri.path_and_query() {
-        check_length(target.as_str())?;
+        check_length(target.as_str(), view.config.max_uri_length)?;
     }
     let host = checked_host(head)?;
     check_framing(head)?;
@@ -153,7 +153,9 @@ async fn handle(
     let forward = Forward { connection, trusted: *trusted, view, route, service, caller, request_id, head, host: &host, path: &path };
     let mut answered = forward.send(body, exchange).await?;
     if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(ProxyError::BadGateway("the service switched protocols without being asked"));
+        let protocol = outbound::switched_to(answered.asked.as_ref(), &answered.response)?;
+        headers::strip_answer(answered.response.headers_mut())?;
+        return Ok(Answer::Switch(answered, protocol));
     }
     headers::strip_answer(answered.response.headers_mut())?;
     Ok(Answer::Service(answered))
@@ -225,7 +227,14 @@ fn authorize<'v>(
     let now = decision.exchange.started();
     let client = decision.exchange.client();
     let presented = fields.get(X_API_KEY).map_or(Presented::Nothing, |key| Presented::Secret(key.as_bytes()));
+    let guesses = view.failed_keys.as_ref().filter(|_| matches!(presented, Presented::Secret(_)));
+    if let Some(spent) = guesses.and_then(|guesses| guesses.peek(client, now)).filter(|verdict| !verdict.allowed) {
+        return Err(ProxyError::GuessedTooOften(spent.retry_after));
+    }
     let admitted = auth::admit(access, &view.keys, presented, Some(client), worker.coarse.unix_ms(now).div_euclid(1000));
+    if let (Err(Denied::UnknownKey), Some(guesses)) = (&admitted, guesses) {
+        guesses.check(client, now);
+    }
     let caller = admitted.map_err(ProxyError::Denied)?;
     if let Some(limits) = &view.address_limits
         && let Some(verdict) = limits.check(client, now).filter(|verdict| !verdict.allowed)
@@ -249,6 +258,11 @@ fn recognise(connection: &Connection, view: &View, decision: &mut Decision, fiel
     let mut keys = fields.get_all(X_API_KEY).iter();
     let (Some(key), None) = (keys.next(), keys.next()) else { return };
     let now = decision.exchange.started();
+    // Here, too, an answer would tell a guess that it is right.
+    let spent = view.failed_keys.as_ref().and_then(|guesses| guesses.peek(decision.exchange.client(), now));
+    if spent.is_some_and(|verdict| !verdict.allowed) {
+        return;
+    }
     let seconds = connection.worker.coarse.unix_ms(now).div_euclid(1000);
     let admitted = auth::admit(&Access::AnyKey, &view.keys, Presented::Secret(key.as_bytes()), Some(decision.exchange.client()), seconds);
     if let Ok(Some(caller)) = admitted {
@@ -266,21 +280,21 @@ fn finish(
     answer: Result<Answer, ProxyError>,
 ) -> Response<AnswerBody> {
     let worker = &connection.worker;
-    let Decision { mut exchange, request_id, limit, origin, .. } = decision;
+    let Decision { mut exchange, request_id, limit, origin, grpc, .. } = decision;
     let now = worker.coarse.now();
     let total = now.saturating_sub(exchange.started());
     let preflight = matches!(answer, Ok(Answer::Preflight { .. }));
     let own = |mut exchange: Box<Exchange>, request_id, (status, mut headers, body), reason| {
         headers::finish_answer(&mut headers, request_id, worker.coarse.exact().saturating_sub(exchange.started()), None);
         exchange.answered(status, reason, None);
-        connection.watch.enter(Phase::Answer, now);
+        exchange.watch().enter(Phase::Answer, now);
         let mut response = Response::new(AnswerBody::own(body, exchange));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
     };
     let mut response = match answer {
-        Ok(Answer::Service(Answered { mut response, lease, upstream_ns })) => {
+        Ok(Answer::Service(Answered { mut response, lease, upstream_ns, .. })) => {
             // The version is that of one connection (RFC 9110 §2.5): a service's HTTP/1.0 is no reason to close the caller's.
             *response.version_mut() = Version::HTTP_11;
             let headers = response.headers_mut();
@@ -289,17 +303,21 @@ fn finish(
                 headers.insert(name.clone(), value.clone());
             }
             headers::finish_answer(headers, request_id, total.saturating_sub(upstream_ns), Some(upstream_ns));
-            connection.watch.enter(if is_endless(headers) { Phase::Stream } else { Phase::Answer }, now);
+            exchange.watch().enter(if is_endless(headers) { Phase::Stream } else { Phase::Answer }, now);
             exchange.answered(response.status(), "", Some(Duration::from_nanos(upstream_ns)));
             response.map(|body| AnswerBody::service(body, lease, exchange))
         }
+        Ok(Answer::Switch(answered, protocol)) => switch(connection, exchange, request_id, answered, protocol),
         Ok(Answer::Own { status, headers, body }) => own(exchange, request_id, (status, headers, body), ""),
         Ok(Answer::Preflight { headers }) => own(exchange, request_id, (StatusCode::NO_CONTENT, headers, Bytes::new()), ""),
         Err(error) => {
-            let told = error.answer(request_id.to_str().unwrap_or_default());
+            let id = request_id.to_str().unwrap_or_default();
+            let told = if grpc { error.grpc_answer(id) } else { error.answer(id) };
             own(exchange, request_id, told, error.reason())
         }
     };
+    let draining = worker.shared.draining.load(Ordering::Relaxed);
+    let http1 = version != Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     if let Some((most, verdict)) = limit {
         let reset =
@@ -313,10 +331,37 @@ fn finish(
         None if preflight => cors::refuse(headers),
         None => {}
     }
-    if worker.shared.draining.load(Ordering::Relaxed) && version != Version::HTTP_2 {
+    if draining && http1 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// The service's 101. What follows is no HTTP, and begins once hyper has let go of both connections.
+fn switch(
+    connection: &Connection,
+    mut exchange: Box<Exchange>,
+    request_id: HeaderValue,
+    answered: Answered,
+    protocol: HeaderValue,
+) -> Response<AnswerBody> {
+    let Answered { response, lease, switched, upstream_ns, .. } = answered;
+    let (mut head, _) = response.into_parts();
+    head.version = Version::HTTP_11;
+    let now = connection.worker.coarse.now();
+    headers::finish_answer(
+        &mut head.headers,
+        request_id,
+        now.saturating_sub(exchange.started()).saturating_sub(upstream_ns),
+        Some(upstream_ns),
+    );
+    head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    head.headers.insert(UPGRADE, protocol);
+    exchange.answered(head.status, "", Some(Duration::from_nanos(upstream_ns)));
+    exchange.watch().enter(Phase::Waiting, now);
+    lease.answered();
+    connection.tunnel.set(switched.map(|upstream| Tunnel { upstream, lease, exchange }));
+    Response::from_parts(head, AnswerBody::Switched)
 }
 
 /// Answers that may pause for as long as they like.

@@ -26,9 +26,9 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 /// What a field of a request is to furt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,11 +112,11 @@ pub struct Forwarding<'a> {
     pub version: Version,
     /// What furt says of itself in `Via`.
     pub via: &'a Via,
-    /// Whether the body has to be chunked on its way to the service.
-    pub chunked: bool,
+    /// Whether it came over TLS.
+    pub secure: bool,
 }
 
-/// The header fields that the service gets. The client's are left for a second attempt.
+/// The header fields that the service gets, but for those of one connection, which [`crate::outbound`] adds. The client's are left for a second attempt.
 pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
     let named = ConnectionNames::of(client);
     let mut out = HeaderMap::with_capacity(client.len() + 10);
@@ -155,7 +155,7 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
     out.insert(VIA, with.via.after(via, with.version));
     out.insert(X_FORWARDED_FOR, forwarded_for.map_or_else(|| with.peer.clone(), |value| joined(Some(value), b", ", with.peer)));
     if !(with.trusted && out.get(X_FORWARDED_PROTO).is_some_and(|value| value == "http" || value == "https")) {
-        out.insert(X_FORWARDED_PROTO, HTTP);
+        out.insert(X_FORWARDED_PROTO, if with.secure { HTTPS } else { HTTP });
     }
     let believed = with.trusted && out.contains_key(X_FORWARDED_HOST);
     if !believed && !with.host.is_empty() {
@@ -170,10 +170,6 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
     }
     if te {
         out.insert(TE, TRAILERS);
-        out.insert(CONNECTION, HeaderValue::from_static("te"));
-    }
-    if with.chunked {
-        out.insert(TRANSFER_ENCODING, CHUNKED);
     }
     out
 }

@@ -10,7 +10,7 @@ use http::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-use crate::auth::Denied;
+use crate::{auth::Denied, strict};
 
 /// `X-Gateway`.
 pub const X_GATEWAY: HeaderName = HeaderName::from_static("x-gateway");
@@ -20,6 +20,8 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_FURT_REASON: HeaderName = HeaderName::from_static("x-furt-reason");
 /// The value of `X-Gateway`.
 pub const FURT: HeaderValue = HeaderValue::from_static("furt");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Why furt answered instead of the service.
@@ -43,8 +45,14 @@ pub enum ProxyError {
     Denied(Denied),
     /// The caller, or its address, asks too often.
     RateLimited(Duration),
+    /// The client's address has shown too many keys that are not valid.
+    GuessedTooOften(Duration),
     /// No instance can serve the route now.
     Unavailable(Duration),
+    /// All instances that could serve it have as many requests under way as they may.
+    Full,
+    /// This machine cannot make a connection now.
+    Exhausted,
     /// The body is larger than `max_body_size`.
     PayloadTooLarge,
     /// The service could not be asked, or its answer makes no sense; the words say which.
@@ -75,12 +83,55 @@ impl ProxyError {
             Self::Denied(Denied::Forbidden) => (S::FORBIDDEN, "FORBIDDEN", "permission", "the API key lacks the permission for this route".into()),
             Self::Denied(Denied::Unusable) => (S::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "route-not-understood", "this data plane does not understand the route; update it".into()),
             Self::RateLimited(_) => (S::TOO_MANY_REQUESTS, "RATE_LIMIT_EXCEEDED", "rate-limit", "too many requests; wait as Retry-After says".into()),
+            Self::GuessedTooOften(_) => (S::TOO_MANY_REQUESTS, "RATE_LIMIT_EXCEEDED", "failed-keys", "too many keys that are not valid came from this address; wait as Retry-After says".into()),
             Self::Unavailable(_) => (S::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "no-instance", "no instance of the service can serve this route now".into()),
+            Self::Full => (S::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "instances-full", "every instance of the service has as many requests under way as it may".into()),
+            Self::Exhausted => (S::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", "gateway-exhausted", "the gateway cannot open a connection now".into()),
             Self::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE", "body-too-large", "the request body is too large".into()),
             Self::BadGateway(why) => (S::BAD_GATEWAY, "BAD_GATEWAY", "upstream", (*why).into()),
             Self::GatewayTimeout => (S::GATEWAY_TIMEOUT, "GATEWAY_TIMEOUT", "upstream-timeout", "the service did not answer in time".into()),
             Self::Loop => (S::LOOP_DETECTED, "LOOP_DETECTED", "loop", "the request has passed this gateway before".into()),
         }
+    }
+
+    /// What hyper found no request in, by the status it would have answered.
+    pub fn unparsed(status: StatusCode) -> Self {
+        match status {
+            StatusCode::URI_TOO_LONG => Self::UriTooLong,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Self::HeadersTooLarge,
+            _ => Self::Malformed("the request is not well-formed HTTP/1.1"),
+        }
+    }
+
+    /// The status of a gRPC call that is refused for it (gRPC's statuscodes.md).
+    fn grpc_status(&self) -> u8 {
+        match self.status() {
+            StatusCode::BAD_REQUEST => 3,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => 4,
+            StatusCode::NOT_FOUND => 5,
+            StatusCode::FORBIDDEN => 7,
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::URI_TOO_LONG
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,
+            StatusCode::LOOP_DETECTED => 9,
+            StatusCode::METHOD_NOT_ALLOWED => 12,
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => 14,
+            StatusCode::UNAUTHORIZED => 16,
+            _ => 13,
+        }
+    }
+
+    /// The answer to a gRPC call: all is said in its head, and the status of HTTP is 200 (gRPC's PROTOCOL-HTTP2.md,
+    /// "Trailers-Only").
+    pub fn grpc_answer(&self, request_id: &str) -> (StatusCode, HeaderMap, Bytes) {
+        let (_, mut headers, _) = self.answer(request_id);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, u16::from(self.grpc_status()).into());
+        if let Ok(message) = HeaderValue::from_str(&grpc_message(&self.row().3)) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        (StatusCode::OK, headers, Bytes::new())
     }
 
     /// The status it is answered with.
@@ -112,13 +163,28 @@ impl ProxyError {
             Self::Denied(Denied::NoKey | Denied::UnknownKey | Denied::Expired) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey header=\"X-API-Key\""));
             }
-            Self::RateLimited(wait) | Self::Unavailable(wait) => {
+            Self::RateLimited(wait) | Self::GuessedTooOften(wait) | Self::Unavailable(wait) => {
                 headers.insert(RETRY_AFTER, whole_seconds(*wait).into());
+            }
+            Self::Full | Self::Exhausted => {
+                headers.insert(RETRY_AFTER, 1.into());
             }
             _ => {}
         }
         (status, headers, envelope::error(code, &message, request_id, &[]).into())
     }
+}
+
+/// Percent-encoded as gRPC has it: visible ASCII and blanks stay, but for the `%`.
+fn grpc_message(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0..b' ' | 0x7f.. => out.push_str(&format!("%{byte:02X}")),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    out
 }
 
 /// Seconds, rounded up, at least 1: what Retry-After can say.
@@ -138,13 +204,7 @@ pub fn json_headers() -> HeaderMap {
 }
 
 /// A whole HTTP/1.1 answer as bytes, for where no request was understood; the connection ends with it.
-pub fn raw(status: StatusCode) -> Bytes {
-    let error = match status {
-        StatusCode::REQUEST_TIMEOUT => ProxyError::RequestTimeout,
-        StatusCode::URI_TOO_LONG => ProxyError::UriTooLong,
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ProxyError::HeadersTooLarge,
-        _ => ProxyError::Malformed("the request is not well-formed HTTP/1.1"),
-    };
+pub fn raw(error: &ProxyError) -> Bytes {
     let request_id = ulid::Ulid::generate().to_string();
     let (status, headers, body) = error.answer(&request_id);
     let mut out = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or_default()).into_bytes();
@@ -158,6 +218,17 @@ pub fn raw(status: StatusCode) -> Bytes {
     out.extend_from_slice(tail.as_bytes());
     out.extend_from_slice(&body);
     out.into()
+}
+
+impl From<strict::Fault> for ProxyError {
+    fn from(fault: strict::Fault) -> Self {
+        match fault {
+            strict::Fault::Malformed(why) => Self::Malformed(why),
+            strict::Fault::Fragment => Self::Path(PathFault::Fragment),
+            strict::Fault::UriTooLong => Self::UriTooLong,
+            strict::Fault::HeadersTooLarge => Self::HeadersTooLarge,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -179,8 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_grpc_call_is_refused_in_its_own_words() {
+        let (status, headers, body) = ProxyError::Denied(Denied::NoKey).grpc_answer("01J");
+        assert_eq!((status.as_u16(), &headers[GRPC_STATUS], body.len()), (200, &HeaderValue::from(16), 0));
+        assert_eq!(headers[GRPC_MESSAGE], "an API key is needed in the header X-API-Key");
+        assert_eq!(
+            (&headers[CONTENT_TYPE], &headers[X_FURT_REASON]),
+            (&HeaderValue::from_static("application/grpc"), &HeaderValue::from_static("no-key"))
+        );
+        assert_eq!(grpc_message("100 % ä\n"), "100 %25 %C3%A4%0A");
+    }
+
+    #[test]
     fn a_raw_answer_is_whole() {
-        let text = String::from_utf8(raw(StatusCode::REQUEST_TIMEOUT).to_vec()).unwrap();
+        let text = String::from_utf8(raw(&ProxyError::RequestTimeout).to_vec()).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 408 Request Timeout\r\n"));
         assert!(head.contains(&format!("content-length: {}", body.len())));

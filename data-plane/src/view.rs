@@ -91,6 +91,8 @@ pub struct Instance {
     pub max_in_flight: u32,
     /// Whether its connections are used again.
     pub keep_alive: bool,
+    /// The name that its certificate has to have; `None`: no TLS.
+    pub tls: Option<Arc<str>>,
 }
 
 /// A service, or a static route in the same clothes.

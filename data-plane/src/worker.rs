@@ -6,62 +6,72 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr, TcpListener as StdListener},
+    pin::{Pin, pin},
     rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Poll, ready},
     thread,
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use furt_proto::time::unix_ms_now;
 use http::HeaderValue;
 use hyper::{server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Notify,
     task::LocalSet,
     time::Instant,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
     access_log::{self, Line},
-    client_io::{ClientIo, Limits, Phase, Watch},
+    client_io::{ClientIo, ClientStream, Guard},
     clock::{Clock, Coarse, nanos},
     deadline::Deadlines,
+    frames::Frames,
     gateway,
     headers::Via,
     health::HealthCache,
     metrics::{Counters, ServiceMetrics},
+    peers::{Entered, Peers},
+    respond::{self, ProxyError},
+    strict::{self, Strict},
     subscribe::Suspicions,
-    upstream::{Pool, RetryBudget},
+    tunnel::Tunnel,
+    upstream::{Bounds, Pool, RetryBudget},
     view::{Current, CurrentCache, View},
+    watch::{Limits, Verdict, Watch},
 };
 
 /// How often a worker looks over its deadlines.
 const TICK: Duration = Duration::from_millis(50);
 /// Its connections, which may be many and whose limits are seconds, it looks over every so many ticks.
 const LOOK_EVERY: u32 = 4;
-/// How long a connection may be idle between two requests.
-const CLIENT_IDLE: Duration = Duration::from_secs(75);
-/// Between two of the kernel's questions to a client that has been silent for `CLIENT_IDLE`; nine unanswered ones end
-/// its connection (tcp(7), tcp_keepalive_probes).
+/// The kernel asks a peer that has been silent for so long whether it is still there, and again in intervals; nine
+/// unanswered questions end its connection (tcp(7), tcp_keepalive_probes).
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(75);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// In-flight requests have this long to finish when furt stops (DESIGN §13).
 const DRAIN: Duration = Duration::from_secs(30);
-/// Most of a request's head, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
-/// Most header fields of a request.
-const MAX_FIELDS: usize = 100;
-/// Streams that one HTTP/2 connection may have open at once.
-const MAX_STREAMS: u32 = 128;
+/// What hyper reads of a connection at once. It is no limit on heads: the guard has that.
+const READ_BUFFER: usize = 64 * 1024;
+/// What furt takes of a body over HTTP/2 before the service does.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// And of all bodies of one connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const BACKLOG: i32 = 4096;
 /// The first bytes of HTTP/2 with prior knowledge (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -79,6 +89,8 @@ pub struct Shared {
     /// What furt says of itself in `Via`.
     pub via: Via,
     health: HealthCache,
+    /// Who has how many connections.
+    peers: Peers,
     /// Where instances that refused a connection are told.
     pub suspicions: Suspicions,
     /// Readiness is false: furt is stopping.
@@ -131,6 +143,7 @@ impl DataPlane {
             unrouted: ServiceMetrics::new(workers),
             via: Via::new(),
             health: HealthCache::default(),
+            peers: Peers::new(),
             suspicions,
             draining: AtomicBool::new(false),
             told_internal: AtomicBool::new(false),
@@ -191,11 +204,16 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
     // Accepted sockets inherit it: one system call less for each.
     socket.set_tcp_nodelay(true)?;
     // An event stream may be silent for ever, and so may a client that is not there any more.
-    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(CLIENT_IDLE).with_interval(KEEPALIVE_INTERVAL))?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// What the kernel does about a peer that says nothing.
+pub fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_INTERVAL)
 }
 
 fn run(shared: Arc<Shared>, number: usize, listener: StdListener, log: access_log::Log, shutdown: CancellationToken) {
@@ -244,6 +262,8 @@ pub struct Worker {
     log: RefCell<access_log::Writer>,
     seen: RefCell<Seen>,
     watches: RefCell<Vec<Weak<Watch>>>,
+    /// When the log was last told that this machine is short of something.
+    complained: Cell<u64>,
     open: Cell<usize>,
     closed: Notify,
 }
@@ -261,6 +281,7 @@ impl Worker {
             log: RefCell::new(access_log::Writer::new(log)),
             seen: RefCell::new(seen),
             watches: RefCell::default(),
+            complained: Cell::new(0),
             open: Cell::new(0),
             closed: Notify::new(),
             shared,
@@ -315,28 +336,50 @@ impl Worker {
     async fn accept_failed(&self, error: &io::Error) {
         // A connection that its client gave up is no fault of ours (accept(2), "Error handling").
         if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
-            warn!(%error, "cannot accept a connection");
+            self.exhausted(error);
             // Out of descriptors: wait for some to come back instead of spinning.
             tokio::time::sleep(TICK).await;
         }
     }
 
+    /// Tells the log, once a second, that this machine is short of something, such as descriptors.
+    pub fn exhausted(&self, error: &io::Error) {
+        let now = self.coarse.now();
+        if now.saturating_sub(self.complained.get()) >= nanos(Duration::from_secs(1)) {
+            self.complained.set(now);
+            warn!(%error, "cannot open one more connection");
+        }
+    }
+
+    /// Registers a watch with the look-over.
+    fn watched(&self, watch: Watch) -> Rc<Watch> {
+        let watch = Rc::new(watch);
+        self.watches.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+
     fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
         let counters = &self.shared.counters;
         Counters::add(&counters.accepted);
-        let most = u64::try_from(self.view().config.max_connections).unwrap_or(u64::MAX);
+        let peer = peer.ip().to_canonical();
+        let config = self.view().config.clone();
+        let counted = config.max_connections_per_address.filter(|_| !config.trusted_proxies.contains(peer));
+        let entered = counted.map(|most| self.shared.peers.enter(peer, most));
+        let most = u64::try_from(config.max_connections).unwrap_or(u64::MAX);
+        if matches!(entered, Some(None)) {
+            return Counters::add(&counters.refused_connections);
+        }
         if counters.connections.fetch_add(1, Ordering::Relaxed) >= most {
             counters.connections.fetch_sub(1, Ordering::Relaxed);
             return Counters::add(&counters.refused_connections);
         }
-        let connection = Connection::new(self.clone(), peer.ip().to_canonical());
-        tokio::task::spawn_local(connection.serve(stream));
+        tokio::task::spawn_local(Fresh::new(self.clone(), peer, entered.flatten()).serve(stream));
     }
 
     /// Looks over connections, deadlines and idle upstream connections for as long as there are any.
     async fn look_over(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(TICK);
-        let mut tick = 0;
+        let (mut tick, mut reloads) = (0, 0);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -345,11 +388,15 @@ impl Worker {
             self.deadlines.look(now);
             // An idle worker lets go of a view that is no longer in force.
             let view = self.view();
+            if view.reloads != reloads {
+                reloads = view.reloads;
+                self.pool.forget_tls();
+            }
             tick = (tick + 1) % LOOK_EVERY;
             if tick == 0 {
-                let limits = Limits { head: nanos(view.config.client_timeout), idle: nanos(CLIENT_IDLE) };
+                let limits = Limits { head: nanos(view.config.client_timeout), idle: nanos(view.config.client_idle_timeout) };
                 self.watches.borrow_mut().retain(|watch| watch.upgrade().inspect(|watch| watch.look(now, &limits)).is_some());
-                self.pool.look(now);
+                self.pool.look(now, Bounds::of(&view.config));
             }
             self.flush_log();
         }
@@ -359,7 +406,8 @@ impl Worker {
         let finished = async {
             while self.open.get() > 0 {
                 // A request may end and leave its connection idle, so idle ones are closed again and again.
-                self.watches.borrow().iter().filter_map(Weak::upgrade).for_each(|watch| watch.close_if_idle());
+                let now = self.coarse.now();
+                self.watches.borrow().iter().filter_map(Weak::upgrade).for_each(|watch| watch.retire(now));
                 tokio::select! {
                     () = self.closed.notified() => {}
                     () = tokio::time::sleep(TICK) => {}
@@ -383,11 +431,23 @@ pub struct Connection {
     pub peer: IpAddr,
     /// The peer as text, made once.
     pub peer_value: HeaderValue,
+    /// Whether it speaks TLS.
+    pub secure: bool,
+    /// What follows the answer that switched protocols.
+    pub tunnel: Cell<Option<Tunnel>>,
     /// Whether the peer is one of `trusted_proxies`, and by which configuration.
     trusted: Cell<(u32, bool)>,
 }
 
-impl Drop for Connection {
+/// A connection that has shown no bytes yet.
+struct Fresh {
+    worker: Rc<Worker>,
+    peer: IpAddr,
+    /// Its share of what its peer may have, for as long as it lives.
+    _entered: Option<Entered>,
+}
+
+impl Drop for Fresh {
     fn drop(&mut self) {
         self.worker.shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
         self.worker.open.set(self.worker.open.get() - 1);
@@ -395,16 +455,84 @@ impl Drop for Connection {
     }
 }
 
-impl Connection {
-    fn new(worker: Rc<Worker>, peer: IpAddr) -> Rc<Self> {
-        let watch = Rc::new(Watch::new(worker.coarse.exact()));
-        worker.watches.borrow_mut().push(Rc::downgrade(&watch));
+impl Fresh {
+    fn new(worker: Rc<Worker>, peer: IpAddr, entered: Option<Entered>) -> Self {
         worker.open.set(worker.open.get() + 1);
+        Self { worker, peer, _entered: entered }
+    }
+
+    /// Finds out what is spoken, and serves it.
+    async fn serve(self, stream: TcpStream) {
+        let Some((stream, first, secure)) = Box::pin(self.opened(stream)).await else { return };
+        let http2 = first.starts_with(PREFACE);
+        let now = self.worker.coarse.now();
+        let watch = self.worker.watched(if http2 { Watch::shared(now) } else { Watch::new(self.worker.coarse.exact()) });
+        let connection = Connection::new(&self, watch, secure);
+        // The larger and rarer of the two is boxed, so that the other does not pay for it.
+        if http2 { Box::pin(connection.serve_http2(stream, first)).await } else { connection.serve_http1(stream, first).await }
+    }
+
+    /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1, after the TLS handshake where there is one.
+    /// `None`: it closed, was too slow, or made no sense.
+    async fn opened(&self, stream: TcpStream) -> Option<(ClientStream, Bytes, bool)> {
+        let view = self.worker.view();
+        let deadline = self.worker.deadlines.set(self.worker.coarse.now() + nanos(view.config.client_timeout));
+        let opening = async {
+            let (mut stream, secure) = match &view.config.tls {
+                None => (ClientStream::Plain(stream), false),
+                Some(_) if !speaks_tls(&stream).await? => {
+                    refuse_plain(stream).await;
+                    return None;
+                }
+                Some(config) => (ClientStream::Tls(Box::new(TlsAcceptor::from(config.clone()).accept(stream).await.ok()?)), true),
+            };
+            let mut first = BytesMut::new();
+            loop {
+                let came = poll_fn(|context| {
+                    let mut piece = [0; 2048];
+                    let mut buffer = ReadBuf::new(&mut piece);
+                    ready!(Pin::new(&mut stream).poll_read(context, &mut buffer))?;
+                    first.extend_from_slice(buffer.filled());
+                    Poll::Ready(io::Result::Ok(buffer.filled().len()))
+                });
+                if came.await.ok()? == 0 {
+                    return None;
+                }
+                let compared = first.len().min(PREFACE.len());
+                if first.len() >= PREFACE.len() || first.get(..compared) != PREFACE.get(..compared) {
+                    return Some((stream, first.freeze(), secure));
+                }
+            }
+        };
+        deadline.within(opening).await.ok()?
+    }
+}
+
+/// Whether a client begins as TLS does: with a record of the handshake (RFC 8446 §5.1).
+async fn speaks_tls(stream: &TcpStream) -> Option<bool> {
+    let mut first = [0];
+    let length = stream.peek(&mut first).await.ok()?;
+    (length > 0).then_some(first == [22])
+}
+
+/// Plain HTTP where TLS is spoken: the words cost nothing and spare a search.
+async fn refuse_plain(mut stream: TcpStream) {
+    let words = respond::raw(&ProxyError::Malformed("this port speaks TLS: use https"));
+    if stream.write_all(&words).await.is_ok() && stream.shutdown().await.is_ok() {
+        // The request is read away, or its reset would take the words with it.
+        let mut waste = [0; 1024];
+        while let Ok(1..) = stream.read(&mut waste).await {}
+    }
+}
+
+impl Connection {
+    fn new(fresh: &Fresh, watch: Rc<Watch>, secure: bool) -> Rc<Self> {
+        let Fresh { worker, peer, .. } = fresh;
         // An address as text is always a valid value.
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
         let view = worker.view();
-        let trusted = Cell::new((view.reloads, view.config.trusted_proxies.contains(peer)));
-        Rc::new(Self { worker, watch, peer, peer_value, trusted })
+        let trusted = Cell::new((view.reloads, view.config.trusted_proxies.contains(*peer)));
+        Rc::new(Self { worker: worker.clone(), watch, peer: *peer, peer_value, secure, tunnel: Cell::new(None), trusted })
     }
 
     /// Whether the peer is one of the `trusted_proxies` of a view.
@@ -415,69 +543,105 @@ impl Connection {
         self.trusted.get().1
     }
 
-    async fn serve(self: Rc<Self>, stream: TcpStream) {
-        let Some(first) = Box::pin(self.first_bytes(&stream)).await else { return };
-        let http1 = !first.starts_with(PREFACE);
-        let io = TokioIo::new(ClientIo::new(stream, first, self.watch.clone(), self.worker.coarse.clone(), http1));
-        // The larger and rarer of the two is boxed, so that the other does not pay for it.
-        if http1 { self.serve_http1(io).await } else { Box::pin(self.serve_http2(io)).await }
-    }
-
-    async fn serve_http1(self: Rc<Self>, io: TokioIo<ClientIo>) {
-        let service = service_fn(move |request| gateway::serve(self.clone(), request));
-        let server = conn::http1::Builder::new()
+    async fn serve_http1(self: Rc<Self>, stream: ClientStream, first: Bytes) {
+        let config = self.worker.view().config.clone();
+        let limits = strict::Limits { head: config.max_header_size, fields: config.max_headers, target: config.max_uri_length };
+        let guard = Guard::Http1(Strict::new(), limits);
+        let io = TokioIo::new(ClientIo::new(stream, first, self.watch.clone(), self.worker.coarse.clone(), guard));
+        let connection = self.clone();
+        let service = service_fn(move |request| {
+            // Before the first poll of what serves it: the guard waits for what is under way.
+            connection.watch.arrived();
+            // Boxed, an idle connection has no room set aside for a request, and the connection can be taken apart.
+            Box::pin(gateway::serve(connection.clone(), connection.watch.clone(), request))
+        });
+        let mut server = conn::http1::Builder::new()
             .auto_date_header(false)
             .header_read_timeout(None)
-            .max_buf_size(MAX_HEAD)
+            // The guard counts, and says more: hyper's own limits are behind it.
+            .max_buf_size(READ_BUFFER.max(2 * config.max_header_size))
             // Not pipeline_flush: answers held back for the next request are lost when that one does not parse.
-            .max_headers(MAX_FIELDS)
+            .max_headers(config.max_headers)
             .writev(false)
             .serve_connection(io, service);
         // How a client's connection ended is the client's business; what it asked was logged.
-        drop(server.await);
+        let ended = poll_fn(|context| server.poll_without_shutdown(context)).await;
+        let parts = server.into_parts();
+        let mut io = parts.io.into_inner();
+        match self.tunnel.take() {
+            Some(tunnel) if ended.is_ok() => Box::pin(tunnel.run(io, parts.read_buf, self.watch.clone())).await,
+            _ => drop(poll_fn(|context| Pin::new(&mut io).poll_shutdown(context)).await),
+        }
     }
 
-    async fn serve_http2(self: Rc<Self>, io: TokioIo<ClientIo>) {
-        self.watch.enter(Phase::Idle, self.worker.coarse.now());
-        let service = service_fn(move |request| gateway::serve(self.clone(), request));
-        let server = conn::http2::Builder::new(LocalExecutor)
+    async fn serve_http2(self: Rc<Self>, stream: ClientStream, first: Bytes) {
+        let config = self.worker.view().config.clone();
+        let guard = Guard::Http2(Box::new(Frames::new(self.worker.coarse.now()).with_header_size(config.max_header_size)));
+        let io = TokioIo::new(ClientIo::new(stream, first, self.watch.clone(), self.worker.coarse.clone(), guard));
+        // Hyper makes the future of a request and has it executed at once, so one place for its watch is enough.
+        let next = Rc::new(Cell::new(None));
+        let (connection, executor) = (self.clone(), StreamExecutor { next: next.clone() });
+        let service = service_fn(move |request| {
+            let watch = connection.worker.watched(Watch::exchange(connection.worker.coarse.now()));
+            connection.watch.arrived();
+            watch.arrived();
+            next.set(Some(watch.clone()));
+            gateway::serve(connection.clone(), watch, request)
+        });
+        let server = conn::http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .auto_date_header(false)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEAD as u32)
-            .keep_alive_interval(Some(CLIENT_IDLE))
+            .max_concurrent_streams(config.h2_max_streams)
+            .max_header_list_size(u32::try_from(config.max_header_size).unwrap_or(u32::MAX))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(READ_BUFFER)
+            .keep_alive_interval(Some(KEEPALIVE_AFTER))
             .serve_connection(io, service);
-        drop(server.await);
-    }
-
-    /// The first bytes of a connection, enough to tell HTTP/2 from HTTP/1. `None`: it closed or was
-    /// too slow to say anything.
-    async fn first_bytes(&self, stream: &TcpStream) -> Option<Bytes> {
-        let deadline = self.worker.deadlines.set(self.worker.coarse.now() + nanos(self.worker.view().config.client_timeout));
-        let mut first = Vec::new();
-        loop {
-            deadline.within(stream.readable()).await.ok()?.ok()?;
-            let mut piece = [0; 2048];
-            match stream.try_read(&mut piece) {
-                Ok(0) => return None,
-                Ok(length) => first.extend_from_slice(piece.get(..length)?),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(_) => return None,
+        let mut server = pin!(server);
+        let mut retired = false;
+        let ended = poll_fn(|context| {
+            if !retired && self.watch.verdict() == Verdict::Retire {
+                retired = true;
+                server.as_mut().graceful_shutdown();
             }
-            let compared = first.len().min(PREFACE.len());
-            if first.len() >= PREFACE.len() || first.get(..compared) != PREFACE.get(..compared) {
-                return Some(first.into());
-            }
-        }
+            self.watch.wait(context);
+            server.as_mut().poll(context)
+        });
+        drop(ended.await);
     }
 }
 
+/// Runs hyper's tasks on the worker's own thread.
 #[derive(Clone)]
-struct LocalExecutor;
+pub struct LocalExecutor;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         tokio::task::spawn_local(async move { drop(future.await) });
+    }
+}
+
+/// The same for the requests of one HTTP/2 connection; what its watch judges over time is dropped, which resets its
+/// stream and nothing else.
+#[derive(Clone)]
+struct StreamExecutor {
+    next: Rc<Cell<Option<Rc<Watch>>>>,
+}
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
+    fn execute(&self, future: F) {
+        let watch = self.next.take();
+        tokio::task::spawn_local(async move {
+            match watch {
+                Some(watch) => tokio::select! {
+                    biased;
+                    () = watch.stopped() => {}
+                    _ = future => {}
+                },
+                None => drop(future.await),
+            }
+        });
     }
 }
 
@@ -504,7 +668,10 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let accepted = socket2::SockRef::from(&accepted);
         assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
-        assert_eq!((accepted.tcp_keepalive_time().unwrap(), accepted.tcp_keepalive_interval().unwrap()), (CLIENT_IDLE, KEEPALIVE_INTERVAL));
+        assert_eq!(
+            (accepted.tcp_keepalive_time().unwrap(), accepted.tcp_keepalive_interval().unwrap()),
+            (KEEPALIVE_AFTER, KEEPALIVE_INTERVAL)
+        );
     }
 
     #[tokio::test]

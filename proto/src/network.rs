@@ -1,6 +1,6 @@
 //! Lists of networks: who may register, whom to believe, where a key may be used from.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, io, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
@@ -34,6 +34,13 @@ impl FromIterator<IpNet> for Networks {
 
 /// Fields that a proxy adds to a request: behind one the socket's peer says nothing about who asks.
 pub const FORWARDING_FIELDS: [&str; 3] = ["forwarded", "x-forwarded-for", "x-real-ip"];
+
+/// Whether an error of a connect says something about this machine and nothing about the other side: no descriptor, no
+/// memory, no local address.
+pub fn is_local_fault(error: &io::Error) -> bool {
+    // ENOMEM 12, ENFILE 23, EMFILE 24, ENOBUFS 105 on Linux.
+    error.kind() == io::ErrorKind::AddrNotAvailable || matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
+}
 
 /// One network, or an address as a network of one.
 pub fn parse_network(text: &str) -> Result<IpNet, NameError> {

@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Streaming};
 
 use super::*;
+use crate::balance::Entered;
 use crate::view::model::{Model, empty, fixed, instance};
 
 /// A control plane whose part the test plays.
@@ -218,14 +219,14 @@ async fn requests_in_flight_to_a_drained_instance_are_told_at_once_and_again_whe
     assert!(!request.counted && request.in_flight.is_empty(), "nothing is drained: {request:?}");
     let instances = world.current.load().services()[0].instances.clone();
     for instance in &instances {
-        assert!(instance.state.enter() && instance.state.enter());
+        assert!((0..2).all(|_| instance.state.enter(0) == Entered::Yes));
     }
     session.tell(beside(&mut world.model, |one| one.drained = true)).await;
     let request = session.request().await;
     assert_eq!((request.version, request.counted), (world.model.version, true));
     let [counted] = &request.in_flight[..] else { panic!("{request:?}") };
     assert_eq!((&*counted.service, counted.instance, counted.requests), ("a", 1, 2));
-    assert!(!instances[1].state.enter(), "a request that holds the view before hears of it");
+    assert_eq!(instances[1].state.enter(0), Entered::Drained, "a request that holds the view before hears of it");
     instances[1].state.leave();
     instances[1].state.leave();
     // One is left: nothing to tell, however often it is looked at.
@@ -239,7 +240,7 @@ async fn requests_in_flight_to_a_drained_instance_are_told_at_once_and_again_whe
     session.tell(beside(&mut world.model, |_| {})).await;
     let request = session.request().await;
     assert!(!request.counted && request.in_flight.is_empty(), "{request:?}");
-    assert!(instances[1].state.enter());
+    assert_eq!(instances[1].state.enter(0), Entered::Yes);
 }
 
 #[tokio::test(start_paused = true)]

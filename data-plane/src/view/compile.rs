@@ -13,7 +13,7 @@ use furt_proto::{names::quoted, url::UpstreamUrl, v1};
 use http::HeaderValue;
 
 use super::{Instance, Protocol, Report, Service, Status, View, protocol, routes, status};
-use crate::{auth::Keys, map::Map, metrics::ServiceMetrics, table::Route};
+use crate::{auth::Keys, map::Map, metrics::ServiceMetrics, table::Route, upstream::tls_name};
 
 /// Most notes of one update that are kept for the log.
 const MAX_NOTES: usize = 20;
@@ -367,6 +367,7 @@ impl Build {
         };
         // Its requests in flight go on when its addresses change.
         let old = old.filter(|old| *old.registration_id == *snapshot.registration_id);
+        let tls = tls_name(&url);
         Some(Instance {
             number: snapshot.number,
             id: snapshot.id.as_str().into(),
@@ -384,6 +385,7 @@ impl Build {
             authority,
             max_in_flight: snapshot.max_in_flight,
             keep_alive: !snapshot.keep_alive_off,
+            tls,
         })
     }
 

@@ -8,7 +8,10 @@ use super::{
     model::{Model, empty, fixed, instance, route},
     *,
 };
-use crate::table::{Access, Lookup};
+use crate::{
+    balance::Entered,
+    table::{Access, Lookup},
+};
 
 fn view(model: &Model) -> View {
     apply(&empty(), model.whole()).unwrap()
@@ -464,18 +467,18 @@ fn drained_instances_are_closed_and_opened_with_the_view() {
         current.load()
     };
     let state = one(&current.load()).state.clone();
-    assert!(state.enter() && !current.load().drains());
+    assert!(state.enter(0) == Entered::Yes && !current.load().drains());
     let drained = tell(with(|one| one.drained = true));
-    assert!(!state.enter() && drained.drains());
+    assert!(state.enter(0) == Entered::Drained && drained.drains());
     assert_eq!(drained.in_flight().iter().map(|one| one.requests).collect::<Vec<_>>(), [2]);
     // Its requests go on when its addresses change.
     let moved = tell(with(|one| (one.drained, one.addresses) = (true, vec!["127.0.0.2:7000".into()])));
     assert_eq!(moved.in_flight()[0].requests, 2);
     // Another registration has none.
     let renewed = tell(with(|one| (one.drained, one.registration_id) = (true, "new".into())));
-    assert!(renewed.in_flight().is_empty() && renewed.drains() && !one(&renewed).state.enter());
+    assert!(renewed.in_flight().is_empty() && renewed.drains() && one(&renewed).state.enter(0) == Entered::Drained);
     let undrained = tell(with(|one| one.registration_id = "new".into()));
-    assert!(!undrained.drains() && one(&undrained).state.enter());
+    assert!(!undrained.drains() && one(&undrained).state.enter(0) == Entered::Yes);
     tell(with(|one| one.drained = true));
     model.remove("a");
     assert!(!apply(&current.load(), model.delta()).unwrap().drains());
