@@ -13,7 +13,7 @@
 //! - streams reset before they were accepted: `max_pending_accept_reset_streams`. Those reset after that it takes
 //!   without a limit (CVE-2023-44487), and so it does everything else that has a budget here.
 
-/// What flooded: for the log, and as the GOAWAY's debug data.
+/// What flooded, or what h2 should not get to see: for the log, and as the GOAWAY's debug data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood(pub &'static str);
 
@@ -44,8 +44,15 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY_FLAG: u8 = 0x20;
 
-/// ENHANCE_YOUR_CALM (RFC 9113 §7).
+/// PROTOCOL_ERROR and ENHANCE_YOUR_CALM (RFC 9113 §7).
+const PROTOCOL: u32 = 0x1;
 const CALM: u32 = 0xB;
+
+/// The preface goes on with a SETTINGS frame (RFC 9113 §3.4), which h2 does not insist on.
+const NO_SETTINGS: Flood = Flood("the first frame is no SETTINGS frame");
+/// h2 resets the stream and leaves the block undecoded, whatever it told the table that later blocks refer to: the
+/// requests that come next would be read as others than were sent.
+const SELF_DEPENDENT: Flood = Flood("a HEADERS frame that depends on its own stream");
 
 /// What a header list may be when nobody says: [`Frames::with_header_size`].
 const HEADER_SIZE: usize = 64 * 1024;
@@ -192,6 +199,8 @@ const NEXT: Place = Place::Head { bytes: [0; HEAD], have: 0 };
 pub struct Frames {
     place: Place,
     frame: Frame,
+    /// The first frame was there.
+    begun: bool,
     /// Frames and bytes of the header block that has not ended, and how many bytes it may have.
     block: (usize, usize),
     block_most: usize,
@@ -220,6 +229,7 @@ impl Frames {
         Self {
             place: Place::Preface(PREFACE),
             frame: Frame::default(),
+            begun: false,
             block: (0, 0),
             block_most: 2 * HEADER_SIZE,
             last: 0,
@@ -275,7 +285,8 @@ impl Frames {
         frame.extend(length.to_be_bytes().iter().skip(1));
         frame.extend([kind::GOAWAY, 0, 0, 0, 0, 0]);
         frame.extend(self.last.to_be_bytes());
-        frame.extend(CALM.to_be_bytes());
+        let code = if [NO_SETTINGS, SELF_DEPENDENT].contains(why) { PROTOCOL } else { CALM };
+        frame.extend(code.to_be_bytes());
         frame.extend(why.0.as_bytes());
         frame
     }
@@ -312,6 +323,10 @@ impl Frames {
     /// The head of a frame was read.
     fn began(&mut self, now: u64) -> Result<(), Flood> {
         let Frame { kind, stream, length, .. } = self.frame;
+        if !self.begun && (kind != kind::SETTINGS || self.frame.has(END_STREAM_OR_ACK)) {
+            return Err(NO_SETTINGS);
+        }
+        self.begun = true;
         match kind {
             kind::DATA => Ok(()),
             kind::HEADERS => {
@@ -362,12 +377,7 @@ impl Frames {
             }
             kind::HEADERS if frame.has(PRIORITY_FLAG) => {
                 let dependency = if padded { [second, third, fourth, fifth] } else { [first, second, third, fourth] };
-                // h2 resets the stream and leaves the block undecoded, whatever it told the table that later blocks
-                // refer to: the requests that come next would be read as others than were sent.
-                if u32::from_be_bytes(dependency) & 0x7FFF_FFFF == frame.stream {
-                    return Err(Flood("a HEADERS frame that depends on its own stream"));
-                }
-                Ok(())
+                if u32::from_be_bytes(dependency) & 0x7FFF_FFFF == frame.stream { Err(SELF_DEPENDENT) } else { Ok(()) }
             }
             kind::WINDOW_UPDATE => {
                 let increment = u32::from_be_bytes([first, second, third, fourth]) & 0x7FFF_FFFF;

@@ -83,6 +83,9 @@ pub fn host_name(host: &HeaderValue) -> Cow<'_, str> {
 /// What hyper lets pass and a service behind furt could read in two ways.
 pub fn check_framing(head: &Parts) -> Result<(), ProxyError> {
     check_method(&head.method)?;
+    if head.version == Version::HTTP_2 {
+        check_http2(head)?;
+    }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
@@ -101,6 +104,22 @@ pub fn check_framing(head: &Parts) -> Result<(), ProxyError> {
     let mut keys = head.headers.get_all(X_API_KEY).iter();
     if keys.next().is_some() && keys.next().is_some() {
         return Err(ProxyError::Malformed("a request must have one X-API-Key at the most"));
+    }
+    Ok(())
+}
+
+/// What h2 lets pass and RFC 9113 calls malformed: a scheme or a path that says nothing (§8.3.1), white space around a
+/// value (§8.2.1).
+fn check_http2(head: &Parts) -> Result<(), ProxyError> {
+    if head.uri.scheme().is_some_and(|scheme| scheme.as_str().is_empty()) {
+        return Err(ProxyError::Malformed("the :scheme is empty"));
+    }
+    if head.uri.path_and_query().is_none_or(|target| target.as_str().starts_with('?')) {
+        return Err(ProxyError::Malformed("the :path must begin with a slash"));
+    }
+    let white = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    if head.headers.values().any(|value| white(value.as_bytes().first()) || white(value.as_bytes().last())) {
+        return Err(ProxyError::Malformed("a field's value must not begin or end with white space"));
     }
     Ok(())
 }

@@ -16,6 +16,9 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 fn begun() -> Frames {
     let mut frames = Frames::new(0);
     assert_eq!(frames.read(PRELUDE, 0), Ok(()));
+    assert_eq!(frames.read(&frame(kind::SETTINGS, 0, 0, &[]), 0), Ok(()));
+    // What that took of the budget is not what the tests are about.
+    frames.settings = Budget::new(SETTINGS, 0);
     frames
 }
 
@@ -166,6 +169,16 @@ fn a_header_block_has_an_end() {
 }
 
 #[test]
+fn the_first_frame_is_a_settings_frame() {
+    for first in [frame(kind::SETTINGS, END_STREAM_OR_ACK, 0, &[]), frame(kind::PING, 0, 0, &[0; 8]), frame(kind::HEADERS, 4, 1, &[])] {
+        let mut frames = Frames::new(0);
+        assert_eq!(frames.read(PRELUDE, 0), Ok(()));
+        assert_eq!(frames.read(&first, 0), Err(NO_SETTINGS));
+        assert_eq!(frames.goaway(&NO_SETTINGS)[13..17], PROTOCOL.to_be_bytes());
+    }
+}
+
+#[test]
 fn a_request_that_depends_on_itself_ends_the_connection() {
     for (flags, payload) in [(PRIORITY_FLAG, &[0x80, 0, 0, 5, 16, 0x82][..]), (PRIORITY_FLAG | PADDED, &[1, 0, 0, 0, 5, 16, 0x82, 0])] {
         let mut frames = begun();
@@ -192,7 +205,7 @@ fn some_frames() -> impl Strategy<Value = Vec<u8>> {
     let kinds = prop_oneof![0_u8..12, Just(kind::WINDOW_UPDATE), Just(kind::PING)];
     let one = (kinds, any::<u8>(), 0_u32..8, prop::collection::vec(0_u8..4, 0..40), 1_usize..300)
         .prop_map(|(kind, flags, stream, payload, times)| frame(kind, flags, stream, &payload).repeat(times));
-    prop::collection::vec(one, 0..12).prop_map(|frames| [PRELUDE.to_vec(), frames.concat()].concat())
+    prop::collection::vec(one, 0..12).prop_map(|frames| [PRELUDE.to_vec(), frame(kind::SETTINGS, 0, 0, &[]), frames.concat()].concat())
 }
 
 /// Where the first fault is: after how many whole bytes, and which.
@@ -221,6 +234,7 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..2_000), now in any::<u64>()) {
         let mut frames = Frames::new(now / 2);
+        let bytes = [PRELUDE.to_vec(), frame(kind::SETTINGS, 0, 0, &[]), bytes].concat();
         let _ = frames.read(&bytes, now);
         frames.wrote(bytes.len());
         let again = frames.read(&bytes, 0);
