@@ -30,3 +30,4 @@ mod reload;
 mod restart;
 mod session;
 mod smuggling;
+mod tls;
