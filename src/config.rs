@@ -380,7 +380,7 @@ impl Parts {
             max_idle_upstream: gateway.max_idle_upstream,
             upstream_idle_timeout: gateway.upstream_idle_timeout,
             slow_start: gateway.slow_start,
-            upstream_tls: gateway.upstream.tls,
+            upstream_tls: gateway.upstream.tls.clone(),
             health_detail: gateway.health_detail,
             allow_registration_from: gateway.allow_registration_from.clone(),
             log_requests: server.log_requests,
@@ -398,6 +398,7 @@ impl Parts {
             grants: self.grants.into_iter().map(|(_, grant)| grant).collect(),
             tokens: self.tokens.into_iter().map(|(_, token)| token).collect(),
             published,
+            upstream_tls: gateway.upstream.tls,
         };
         let Server { tls, log, state_dir, .. } = server;
         let (enabled, authorities) = (gateway.enabled, gateway.upstream.material);

@@ -116,7 +116,9 @@ impl Furt {
         let client = SnapshotServiceClient::new(SnapshotServiceServer::new(registry.snapshots()));
         let keeper = enabled.then(|| Keeper::new(state_dir.clone(), current.clone()));
         let subscriber = Subscriber::new(client, current, suspicions);
-        let monitor = Monitor::new(registry.clone(), HttpProbe);
+        let asked = registry.clone();
+        let probe = HttpProbe::new(move || asked.config().upstream_tls.clone());
+        let monitor = Monitor::new(registry.clone(), probe);
         Ok(Self { data, internal, internal_addr, registry, subscriber, monitor, keeper, reload, hangups: None, state_dir })
     }
 

@@ -105,6 +105,7 @@ fn keeping(running: &Config, mut next: Config) -> Config {
     }
     if running.authorities == next.authorities {
         next.data.upstream_tls = running.data.upstream_tls.clone();
+        next.control.upstream_tls = running.control.upstream_tls.clone();
     }
     next
 }

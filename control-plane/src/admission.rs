@@ -17,7 +17,7 @@ use crate::{
     machine::Machine,
     records::Instance,
     refusal::{Code, Fault},
-    registration::{Draft, Protocol, RouteKey},
+    registration::{Draft, RouteKey},
 };
 
 /// Most warnings of one answer.
@@ -86,7 +86,7 @@ impl Admission {
         resolved: Option<&Resolved>,
         machine: &impl Machine,
     ) -> Vec<Fault> {
-        let mut faults = unsupported(draft);
+        let mut faults = Vec::new();
         let Some(service) = &draft.service else { return faults };
         let Some(grant) = self.grant(service) else {
             faults.push(Fault::new("service", Code::PermissionNotGranted, no_grant(service, draft, address)));
@@ -249,20 +249,6 @@ impl Admission {
 fn too_many(service: &ServiceName, others: usize, grant: &Grant) -> Fault {
     let message = format!("{service} has {others} instances already; its grant says max_instances = {}", grant.max_instances);
     Fault::new("instance", Code::PermissionNotGranted, message)
-}
-
-/// What this version's data plane cannot speak yet, in the one place to lift it.
-fn unsupported(draft: &Draft) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    if draft.url.as_ref().is_some_and(UpstreamUrl::tls) {
-        let message = "https upstreams are not supported by this version; register an http url";
-        faults.push(Fault::new("url", Code::Validation, message));
-    }
-    if draft.protocol == Some(Protocol::H2) {
-        let message = "h2 upstreams are not supported by this version; register with protocol http1";
-        faults.push(Fault::new("protocol", Code::Validation, message));
-    }
-    faults
 }
 
 /// Addresses that no grant makes an upstream (DESIGN §4, rule 5).

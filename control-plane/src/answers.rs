@@ -160,6 +160,7 @@ fn route(route: &v1::ServiceRoute) -> Value {
         "active": route.active,
         "instances": route.instances,
         "timeout": route.timeout,
+        "deadline": route.deadline,
     })
 }
 

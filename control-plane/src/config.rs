@@ -10,6 +10,7 @@ use furt_proto::{
     pattern::RoutePattern,
     permission::{Allowed, Permission},
     rate::Rate,
+    tls::UpstreamTls,
     url::UpstreamUrl,
 };
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub tokens: Vec<Token>,
     /// What the data planes get besides the services.
     pub published: Published,
+    /// Whom https services have to show probes a certificate of.
+    pub upstream_tls: Arc<UpstreamTls>,
 }
 
 /// The parts of furt.conf that travel in the snapshot.
@@ -81,6 +84,15 @@ pub struct Grant {
     pub keep_alive: bool,
 }
 
+/// What furt.conf says of the connections to a service's instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Requests that one data plane may have under way to one instance; 0: no limit.
+    pub max_in_flight: u32,
+    /// Whether connections are kept for more than one request.
+    pub keep_alive: bool,
+}
+
 /// Every grant, in the order of furt.conf, found by the name it is for.
 #[derive(Debug, Clone, Default)]
 pub struct Grants {
@@ -94,6 +106,14 @@ impl Grants {
     pub fn of(&self, service: &ServiceName) -> Option<&Grant> {
         let place = self.places.get(&Some(service.clone())).or_else(|| self.places.get(&None))?;
         self.list.get(*place)
+    }
+
+    /// The terms of a service; without a grant it takes no requests, and they do not matter.
+    pub fn terms(&self, service: &ServiceName) -> Terms {
+        self.of(service).map_or(Terms { max_in_flight: 0, keep_alive: true }, |grant| Terms {
+            max_in_flight: grant.max_in_flight,
+            keep_alive: grant.keep_alive,
+        })
     }
 }
 

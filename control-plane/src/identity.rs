@@ -340,6 +340,7 @@ pub(crate) mod tests {
             grants: [grant("open", None, &[]), grant("sealed", None, &["grant-token"]), grant("near", Some("10.1.0.0/16"), &[])].into(),
             tokens: TOKENS.into_iter().map(token).collect(),
             published: Published::default(),
+            upstream_tls: std::sync::Arc::new(furt_proto::tls::UpstreamTls::new(rustls::RootCertStore::empty())),
         }
     }
 

@@ -174,7 +174,8 @@ const REQUEST: Schema = &[
     ("protocol", false),
     ("dry_run", false),
 ];
-const ROUTE: Schema = &[("method", true), ("path", true), ("permission", false), ("host", false), ("public", false), ("timeout", false)];
+const ROUTE: Schema =
+    &[("method", true), ("path", true), ("permission", false), ("host", false), ("public", false), ("timeout", false), ("deadline", false)];
 
 fn register_request(fields: Vec<(String, Node)>, faults: &mut Faults) -> v1::RegisterRequest {
     let mut request = v1::RegisterRequest::default();
@@ -224,7 +225,8 @@ fn route(index: usize, node: Node, faults: &mut Faults) -> v1::Route {
             "permission" => text(at, node, faults, &mut route.permission),
             "host" => text(at, node, faults, &mut route.host),
             "public" => truth(at, node, faults, &mut route.public),
-            _ => timeout(at, node, faults, &mut route.timeout),
+            "timeout" => timeout(at, node, faults, &mut route.timeout),
+            _ => timeout(at, node, faults, &mut route.deadline),
         }
     });
     route
@@ -399,7 +401,7 @@ mod tests {
     fn every_optional_field_is_read() {
         let body = r#"{"service": "a", "url": "http://127.0.0.1:1", "instance": "b", "version": "1.2", "weight": 7, "protocol": "h2",
             "metadata": {"zone": "eu", "": "x"}, "dry_run": true,
-            "routes": [{"method": "GET", "path": "/a", "host": "a.example.org", "public": true, "timeout": "500ms"},
+            "routes": [{"method": "GET", "path": "/a", "host": "a.example.org", "public": true, "timeout": "500ms", "deadline": 60},
                        {"method": "PUT", "path": "/a", "timeout": 30}, {"method": "DELETE", "path": "/a", "timeout": 0.5}]}"#;
         let (request, faults) = decode(body.as_bytes()).unwrap();
         assert!(faults.is_empty(), "{faults:?}");

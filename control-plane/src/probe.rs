@@ -1,22 +1,39 @@
-//! One probe over HTTP/1.1: a connection of its own to a checked address, one GET, no redirect (DESIGN §5, §7).
+//! One probe: a connection of its own to a checked address, one GET, no redirect (DESIGN §5, §7); over HTTP/1.1 or
+//! HTTP/2, plain or TLS, as the instance is registered.
 //!
 //! Here: the request, what counts as an answer, whose fault a failure is. Not here: when, and what follows.
 
-use std::{error::Error, future::pending, io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    future::pending,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use furt_proto::{network::is_local_fault, tls::UpstreamTls};
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Empty};
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    task::AbortHandle,
     time::{Instant, sleep},
 };
 
 use crate::{
     monitor::Probe,
+    registration::Protocol,
     services::{Seen, Ticket},
 };
 
@@ -28,13 +45,27 @@ const MOST_BODY: usize = 64 * 1024;
 /// And for how long: an endpoint that streams without end has answered all the same.
 const LONGEST_BODY: Duration = Duration::from_millis(250);
 
-/// Probes over HTTP/1.1.
-#[derive(Debug, Default)]
-pub struct HttpProbe;
+/// Probes over the network.
+pub struct HttpProbe {
+    tls: Box<dyn Fn() -> Arc<UpstreamTls> + Send + Sync>,
+}
+
+impl HttpProbe {
+    /// `tls` tells whom https instances have to show a certificate of, as furt.conf has it at the moment.
+    pub fn new(tls: impl Fn() -> Arc<UpstreamTls> + Send + Sync + 'static) -> Self {
+        Self { tls: Box::new(tls) }
+    }
+}
+
+impl fmt::Debug for HttpProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HttpProbe")
+    }
+}
 
 impl Probe for HttpProbe {
     async fn check(&self, ticket: &Ticket, epoch: &str, timeout: Duration) -> Seen {
-        match ask(ticket, epoch, timeout).await {
+        match ask(ticket, epoch, timeout, (self.tls)()).await {
             Ok(took) => Seen::Answered(took),
             Err(Failure::Theirs(why)) => Seen::Missed(why),
             Err(Failure::Ours(why)) => Seen::Unable(why),
@@ -49,21 +80,15 @@ enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        if is_ours(&error) { Self::Ours(error.to_string()) } else { Self::Theirs(error.to_string()) }
+        if is_local_fault(&error) { Self::Ours(error.to_string()) } else { Self::Theirs(error.to_string()) }
     }
-}
-
-/// Errors that say something about this machine and nothing about the instance.
-fn is_ours(error: &io::Error) -> bool {
-    // ENOMEM 12, ENFILE 23, EMFILE 24, ENOBUFS 105 on Linux.
-    error.kind() == io::ErrorKind::AddrNotAvailable || matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105))
 }
 
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
         match cause {
-            Some(io) if is_ours(io) => Self::Ours(io.to_string()),
+            Some(io) if is_local_fault(io) => Self::Ours(io.to_string()),
             Some(io) => Self::Theirs(format!("{error}: {io}")),
             None => Self::Theirs(error.to_string()),
         }
@@ -71,13 +96,56 @@ impl From<hyper::Error> for Failure {
 }
 
 /// How long the head of a 2xx took.
-async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration) -> Result<Duration, Failure> {
+async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration, tls: Arc<UpstreamTls>) -> Result<Duration, Failure> {
     let began = Instant::now();
     let stream = connect(&ticket.addresses, timeout).await?;
-    let (mut sender, connection) = http1::Builder::new().max_buf_size(MOST_HEAD).handshake(TokioIo::new(stream)).await?;
-    // The connection is driven here and closed with this future, so that no probe outlives its check.
+    let (url, h2) = (&ticket.registration.url, ticket.registration.protocol == Protocol::H2);
+    let request = request(ticket, epoch, h2)?;
+    if !url.tls() {
+        return converse(stream, h2, request, began).await;
+    }
+    // Whatever is wrong with the other side's certificate is the other side's fault.
+    let stream = tls.connect(url.host(), h2, stream).await.map_err(|error| Failure::Theirs(format!("TLS: {error}")))?;
+    converse(stream, h2, request, began).await
+}
+
+async fn converse<S>(stream: S, h2: bool, request: Request<Empty<Bytes>>, began: Instant) -> Result<Duration, Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let io = TokioIo::new(stream);
+    if h2 {
+        let tasks = Tasks::default();
+        let builder = http2::Builder::new(tasks.clone());
+        let (mut sender, connection) = builder.handshake(io).await.map_err(no_http2)?;
+        let answered = exchange(connection, sender.send_request(request), began).await;
+        tasks.end();
+        return answered.map_err(no_http2_either);
+    }
+    let (mut sender, connection) = http1::Builder::new().max_buf_size(MOST_HEAD).handshake(io).await?;
+    exchange(connection, sender.send_request(request), began).await
+}
+
+fn no_http2(error: hyper::Error) -> Failure {
+    no_http2_either(error.into())
+}
+
+/// What a service that speaks only HTTP/1.1 says is no frame; the words of the codec alone would puzzle.
+fn no_http2_either(failure: Failure) -> Failure {
+    match failure {
+        Failure::Theirs(why) if why.contains("http2 error") => Failure::Theirs(format!("it does not speak HTTP/2: {why}")),
+        other => other,
+    }
+}
+
+/// The connection is driven here and closed with this future, so that no probe outlives its check.
+async fn exchange<C, A>(connection: C, answer: A, began: Instant) -> Result<Duration, Failure>
+where
+    C: Future<Output = hyper::Result<()>>,
+    A: Future<Output = hyper::Result<Response<Incoming>>>,
+{
     let mut connection = pin!(connection.fuse());
-    let mut answer = pin!(sender.send_request(request(ticket, epoch)?));
+    let mut answer = pin!(answer);
     let answer = tokio::select! {
         biased;
         answer = &mut answer => answer?,
@@ -99,6 +167,26 @@ async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration) -> Result<Duration
     Ok(took)
 }
 
+/// What hyper spawns for a connection over HTTP/2; it ends with the probe.
+#[derive(Debug, Clone, Default)]
+struct Tasks(Arc<Tied>);
+
+#[derive(Debug, Default)]
+struct Tied(Mutex<Vec<AbortHandle>>);
+
+impl Tasks {
+    fn end(&self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::spawn(future).abort_handle();
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+}
+
 /// The first of the checked addresses that takes a connection. Each gets its share of the time.
 async fn connect(addresses: &[SocketAddr], timeout: Duration) -> Result<TcpStream, Failure> {
     let share = timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
@@ -117,14 +205,18 @@ async fn connect(addresses: &[SocketAddr], timeout: Duration) -> Result<TcpStrea
     Err(last)
 }
 
-fn request(ticket: &Ticket, epoch: &str) -> Result<Request<Empty<Bytes>>, Failure> {
+fn request(ticket: &Ticket, epoch: &str, h2: bool) -> Result<Request<Empty<Bytes>>, Failure> {
     let registration = &ticket.registration;
+    let (url, path) = (&registration.url, format!("{}{}", registration.url.base(), registration.health_endpoint));
     // Host is the url's, whatever address was connected to.
-    let request = Request::get(format!("{}{}", registration.url.base(), registration.health_endpoint))
-        .header(header::HOST, registration.url.authority())
+    let request = if h2 {
+        Request::get(format!("{}://{}{path}", if url.tls() { "https" } else { "http" }, url.authority()))
+    } else {
+        Request::get(path).header(header::HOST, url.authority()).header(header::CONNECTION, HeaderValue::from_static("close"))
+    };
+    let request = request
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::ACCEPT, "*/*")
-        .header(header::CONNECTION, HeaderValue::from_static("close"))
         .header("X-Furt-Epoch", epoch)
         .header("X-Furt-Registered", HeaderValue::from_static(if ticket.registered { "true" } else { "false" }))
         .body(Empty::new());
@@ -160,6 +252,11 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
+    fn probe() -> HttpProbe {
+        let tls = Arc::new(UpstreamTls::new(rustls::RootCertStore::empty()));
+        HttpProbe::new(move || tls.clone())
+    }
+
     /// A service that takes one connection, reads a head, says something and waits for the other side to close.
     async fn service(answer: &'static str) -> (SocketAddr, JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -192,7 +289,7 @@ mod tests {
 
     async fn seen(answer: &'static str) -> Seen {
         let (address, task) = service(answer).await;
-        let seen = HttpProbe.check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let seen = probe().check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
         task.await.unwrap();
         seen
     }
@@ -201,7 +298,7 @@ mod tests {
     async fn the_request_is_what_the_contract_says() {
         let (address, task) = service("HTTP/1.1 204 No Content\r\n\r\n").await;
         let ticket = ticket(vec![address], "http://Sagjan.internal:7812/base/", "/health?full=1");
-        let seen = HttpProbe.check(&ticket, "3f9c", TIMEOUT).await;
+        let seen = probe().check(&ticket, "3f9c", TIMEOUT).await;
         assert!(matches!(seen, Seen::Answered(_)), "{seen:?}");
         let head = task.await.unwrap().to_ascii_lowercase();
         let lines: Vec<_> = head.lines().collect();
@@ -241,7 +338,7 @@ mod tests {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
             while stream.write_all(b"X-Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n").await.is_ok() {}
         });
-        let seen = HttpProbe.check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let seen = probe().check(&ticket(vec![address], "http://sagjan:1", ""), "e", TIMEOUT).await;
         assert!(matches!(seen, Seen::Missed(_)), "{seen:?}");
         task.await.unwrap();
     }
@@ -249,24 +346,24 @@ mod tests {
     #[tokio::test]
     async fn nobody_there_is_a_miss_and_the_next_address_is_tried() {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let missed = HttpProbe.check(&ticket(vec![gone], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let missed = probe().check(&ticket(vec![gone], "http://sagjan:1", ""), "e", TIMEOUT).await;
         let Seen::Missed(why) = missed else { panic!("{missed:?}") };
         assert!(why.to_lowercase().contains("refused"), "{why}");
         let (address, task) = service("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-        let seen = HttpProbe.check(&ticket(vec![gone, address], "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let seen = probe().check(&ticket(vec![gone, address], "http://sagjan:1", ""), "e", TIMEOUT).await;
         assert!(matches!(seen, Seen::Answered(_)), "{seen:?}");
         task.await.unwrap();
-        let none = HttpProbe.check(&ticket(Vec::new(), "http://sagjan:1", ""), "e", TIMEOUT).await;
+        let none = probe().check(&ticket(Vec::new(), "http://sagjan:1", ""), "e", TIMEOUT).await;
         assert!(matches!(none, Seen::Missed(_)), "{none:?}");
     }
 
     #[test]
     fn only_what_this_machine_lacks_is_furts_own() {
         for errno in [12, 23, 24, 99, 105] {
-            assert!(is_ours(&io::Error::from_raw_os_error(errno)), "{errno}");
+            assert!(is_local_fault(&io::Error::from_raw_os_error(errno)), "{errno}");
         }
         for errno in [104, 110, 111, 113] {
-            assert!(!is_ours(&io::Error::from_raw_os_error(errno)), "{errno}");
+            assert!(!is_local_fault(&io::Error::from_raw_os_error(errno)), "{errno}");
         }
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Here: their wire form. Pure. Keys cross only as digests. Not here: services (`records`), versions (`publication`).
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use furt_proto::{time::format_duration, v1};
 
 use crate::{
     config::{Config, Key, StaticRoute},
     publication::{Encoded, Part},
+    records::milliseconds,
     resolve::with_port,
 };
 
@@ -66,11 +67,6 @@ fn static_route(route: &StaticRoute, addresses: &[SocketAddr]) -> v1::StaticRout
     }
 }
 
-/// 0: none.
-fn milliseconds(time: Option<Duration>) -> u64 {
-    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
-}
-
 /// The static routes as answers show them, one for each method.
 pub fn static_views(config: &Config) -> Vec<v1::ServiceRoute> {
     let mut out = Vec::new();
@@ -87,6 +83,7 @@ pub fn static_views(config: &Config) -> Vec<v1::ServiceRoute> {
                 active: true,
                 instances: Vec::new(),
                 timeout: route.timeout.map(format_duration).unwrap_or_default(),
+                deadline: route.deadline.map(format_duration).unwrap_or_default(),
             });
         }
     }

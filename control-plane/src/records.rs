@@ -19,6 +19,7 @@ use furt_proto::{
 use tokio::time::Instant;
 
 use crate::{
+    config::Terms,
     health::{self, Effect, Health, Outcome, Policy, State},
     publication::{Encoded, Part},
     registration::{Registration, Route, RouteKey},
@@ -369,10 +370,10 @@ impl Instance {
         }
     }
 
-    fn snapshot(&self) -> v1::SnapshotInstance {
+    fn snapshot(&self, terms: Terms) -> v1::SnapshotInstance {
         v1::SnapshotInstance {
-            max_in_flight: 0,
-            keep_alive_off: false,
+            max_in_flight: terms.max_in_flight,
+            keep_alive_off: !terms.keep_alive,
             number: self.number,
             id: self.registration.instance.to_string(),
             url: self.registration.url.to_string(),
@@ -447,6 +448,8 @@ pub struct UnitedRoute {
     pub public: bool,
     /// To the head of the answer.
     pub timeout: Option<Duration>,
+    /// From the request to the end of the answer.
+    pub deadline: Option<Duration>,
     /// The numbers of the instances that declared it.
     pub instances: Vec<u32>,
 }
@@ -516,8 +519,8 @@ impl Service {
             .into_values()
             .map(|(route, mut instances)| {
                 instances.sort_unstable();
-                let Route { key, permission, public, timeout } = route.clone();
-                UnitedRoute { key, permission, public, timeout, instances }
+                let Route { key, permission, public, timeout, deadline } = route.clone();
+                UnitedRoute { key, permission, public, timeout, deadline, instances }
             })
             .collect();
         let before = std::mem::replace(&mut self.routes, united);
@@ -536,16 +539,16 @@ impl Service {
             path: route.key.pattern.to_string(),
             permission: route.permission.as_ref().map(ToString::to_string).unwrap_or_default(),
             public: route.public,
-            deadline_ms: 0,
-            timeout_ms: route.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: milliseconds(route.timeout),
+            deadline_ms: milliseconds(route.deadline),
             instances: route.instances.clone(),
         };
         let set = v1::RouteSet { routes: self.routes.iter().map(route).collect(), digest: 0 };
         Encoded::new(Part::Routes(self.name.clone()), set)
     }
 
-    pub(crate) fn instance_set(&self) -> Encoded {
-        let mut instances: Vec<_> = self.instances.values().map(Instance::snapshot).collect();
+    pub(crate) fn instance_set(&self, terms: Terms) -> Encoded {
+        let mut instances: Vec<_> = self.instances.values().map(|instance| instance.snapshot(terms)).collect();
         instances.sort_unstable_by_key(|instance| instance.number);
         Encoded::new(Part::Instances(self.name.clone()), v1::InstanceSet { instances, digest: 0 })
     }
@@ -584,9 +587,15 @@ impl Service {
                 active: declaring().any(Instance::takes_requests),
                 instances: declaring().map(|instance| instance.registration.instance.to_string()).collect(),
                 timeout: route.timeout.map(format_duration).unwrap_or_default(),
+                deadline: route.deadline.map(format_duration).unwrap_or_default(),
             }
         })
     }
+}
+
+/// 0: none.
+pub(crate) fn milliseconds(time: Option<Duration>) -> u64 {
+    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The keys of one sorted list that are not in the other.

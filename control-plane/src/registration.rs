@@ -66,6 +66,8 @@ pub struct Route {
     pub public: bool,
     /// To the head of the answer; `None`: furt's `upstream_timeout`.
     pub timeout: Option<Duration>,
+    /// From the request to the end of the answer; `None`: furt's `deadline`.
+    pub deadline: Option<Duration>,
 }
 
 /// What identifies a route among those of all services.
@@ -128,6 +130,7 @@ impl Registration {
             host: route.key.host.to_string(),
             public: route.public,
             timeout: route.timeout.map(format_duration).unwrap_or_default(),
+            deadline: route.deadline.map(format_duration).unwrap_or_default(),
         };
         v1::RegisterRequest {
             service: self.service.to_string(),
@@ -332,11 +335,13 @@ impl Faults {
         if wire.public && !wire.permission.is_empty() {
             self.add(field("public"), "a public route needs no key, so it takes no permission: leave one of the two out");
         }
-        let timeout = self.checked(&field("timeout"), timeout(&wire.timeout));
+        let limit = self.checked(&field("timeout"), time("timeout", &wire.timeout));
+        let deadline = self.checked(&field("deadline"), time("deadline", &wire.deadline));
         let draft = DraftRoute { host, method, pattern, permission, public: wire.public };
         let key = draft.key();
-        let route = |timeout| Some(Route { key: key?, permission: draft.permission.clone(), public: wire.public, timeout });
-        let route = timeout.and_then(route);
+        let route =
+            |timeout, deadline| Some(Route { key: key?, permission: draft.permission.clone(), public: wire.public, timeout, deadline });
+        let route = limit.zip(deadline).and_then(|(timeout, deadline)| route(timeout, deadline));
         (draft, route)
     }
 }
@@ -382,13 +387,13 @@ fn text(what: &str, text: &str) -> Result<String, NameError> {
     Ok(text.to_owned())
 }
 
-fn timeout(text: &str) -> Result<Option<Duration>, NameError> {
+fn time(what: &str, text: &str) -> Result<Option<Duration>, NameError> {
     if text.is_empty() {
         return Ok(None);
     }
     match parse_duration(text)? {
         timeout if timeout < Duration::from_millis(1) || timeout > MAX_TIMEOUT => {
-            Err(NameError(format!("a timeout is 1ms to a day, got {}", quoted(text))))
+            Err(NameError(format!("a {what} is 1ms to a day, got {}", quoted(text))))
         }
         timeout => Ok(Some(timeout)),
     }

@@ -132,6 +132,7 @@ impl Registry {
         let store_blocks = store.blocks();
         let statics = published::literal_addresses(&config);
         let mut services = Services::new(config.probing.clone());
+        services.set_grants(config.grants.clone());
         services.publication_mut().publish(published::parts(&config, &statics));
         let stamp = Stamp { version: services.publication().version(), ..Stamp::default() };
         let state = State {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::{
     admission::Held,
     claims::Claims,
+    config::Grants,
     health::{Health, Policy, State},
     publication::Publication,
     records::{Change, Instance, Merged, Service, Transition},
@@ -84,6 +85,7 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Services {
     pub(crate) policy: Policy,
+    grants: Grants,
     services: BTreeMap<ServiceName, Service>,
     claims: Claims<ServiceName>,
     publication: Publication,
@@ -105,6 +107,7 @@ impl Services {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
+            grants: Grants::default(),
             services: BTreeMap::new(),
             claims: Claims::default(),
             publication: Publication::default(),
@@ -502,14 +505,26 @@ impl Services {
             self.services.remove(name);
             self.publication.remove(name);
         } else {
-            self.publication.publish([service.route_set(), service.instance_set()]);
+            let terms = self.grants.terms(name);
+            self.publication.publish([service.route_set(), service.instance_set(terms)]);
         }
         loosened
     }
 
     fn instances_changed(&mut self, name: &ServiceName) {
         if let Some(service) = self.services.get(name) {
-            self.publication.publish([service.instance_set()]);
+            self.publication.publish([service.instance_set(self.grants.terms(name))]);
+        }
+    }
+
+    /// Takes other grants; what they say of connections is published where it is different.
+    pub fn set_grants(&mut self, grants: Grants) {
+        let before = std::mem::replace(&mut self.grants, grants);
+        for (name, service) in &self.services {
+            let terms = self.grants.terms(name);
+            if terms != before.terms(name) {
+                self.publication.publish([service.instance_set(terms)]);
+            }
         }
     }
 }

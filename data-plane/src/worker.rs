@@ -379,7 +379,7 @@ impl Worker {
     /// Looks over connections, deadlines and idle upstream connections for as long as there are any.
     async fn look_over(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(TICK);
-        let (mut tick, mut reloads) = (0, 0);
+        let (mut tick, mut trusted) = (0, self.view().config.upstream_tls.clone());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -388,8 +388,8 @@ impl Worker {
             self.deadlines.look(now);
             // An idle worker lets go of a view that is no longer in force.
             let view = self.view();
-            if view.reloads != reloads {
-                reloads = view.reloads;
+            if !Arc::ptr_eq(&trusted, &view.config.upstream_tls) {
+                trusted = view.config.upstream_tls.clone();
                 self.pool.forget_tls();
             }
             tick = (tick + 1) % LOOK_EVERY;

@@ -47,7 +47,11 @@ pub fn install(log: Log) -> impl Fn(Log) + Send + Sync + 'static {
 
 /// What furt is built on speaks only of trouble, whatever the level.
 fn filter(level: Level) -> Targets {
-    Targets::new().with_default(LevelFilter::from_level(level.min(Level::WARN))).with_target("furt", level)
+    Targets::new()
+        .with_default(LevelFilter::from_level(level.min(Level::WARN)))
+        .with_target("furt", level)
+        // What h2 warns of is the client's doing: it could fill the log.
+        .with_target("h2", LevelFilter::ERROR)
 }
 
 /// A line in the format of the moment: a reload may change it.

@@ -69,6 +69,7 @@ const RULES: &[(&str, &str, Rule)] = &[
     ("Route", "path", Rule::Length(1024)),
     ("Route", "permission", Rule::Length(128)),
     ("Route", "timeout", Rule::OrNumber),
+    ("Route", "deadline", Rule::OrNumber),
     ("RegisterResponse", "status", Rule::Words(STATES)),
     ("Warning", "code", Rule::Words(&["ROUTES_OVERLAP"])),
     ("Service", "status", Rule::Words(STATES)),

@@ -65,6 +65,7 @@ impl Registry {
         if before.config.probing != rules.config.probing {
             state.services.set_policy(rules.config.probing.clone(), now);
         }
+        state.services.set_grants(rules.config.grants.clone());
         // Whatever changed: those who follow by a token are to ask whether they still may.
         state.notices += 1;
         state.statics = kept_addresses(&before.config, &state.statics, &rules.config);

@@ -24,6 +24,7 @@ pub(crate) fn config() -> Config {
         grants: [grant(None)].into(),
         tokens: Vec::new(),
         published: Published::default(),
+        upstream_tls: Arc::new(furt_proto::tls::UpstreamTls::new(rustls::RootCertStore::empty())),
     }
 }
 
