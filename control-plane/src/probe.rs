@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use furt_proto::{network::is_local_fault, tls::UpstreamTls};
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -37,6 +37,8 @@ use crate::{
     services::{Seen, Ticket},
 };
 
+/// A `health_endpoint` of this name, over HTTP/2, is asked as the method of gRPC's health service that it is.
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 const USER_AGENT: &str = concat!("furt/", env!("CARGO_PKG_VERSION"));
 /// Bytes of an answer's head: what a health endpoint says fits well.
 const MOST_HEAD: usize = 16 * 1024;
@@ -87,10 +89,10 @@ impl From<io::Error> for Failure {
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-        match cause {
-            Some(io) if is_local_fault(io) => Self::Ours(io.to_string()),
-            Some(io) => Self::Theirs(format!("{error}: {io}")),
-            None => Self::Theirs(error.to_string()),
+        match (cause, error.source()) {
+            (Some(io), _) if is_local_fault(io) => Self::Ours(io.to_string()),
+            (_, Some(source)) => Self::Theirs(format!("{error}: {source}")),
+            (_, None) => Self::Theirs(error.to_string()),
         }
     }
 }
@@ -109,7 +111,7 @@ async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration, tls: Arc<UpstreamT
     converse(stream, h2, request, began).await
 }
 
-async fn converse<S>(stream: S, h2: bool, request: Request<Empty<Bytes>>, began: Instant) -> Result<Duration, Failure>
+async fn converse<S>(stream: S, h2: bool, request: Request<Full<Bytes>>, began: Instant) -> Result<Duration, Failure>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -133,7 +135,7 @@ fn no_http2(error: hyper::Error) -> Failure {
 /// What a service that speaks only HTTP/1.1 says is no frame; the words of the codec alone would puzzle.
 fn no_http2_either(failure: Failure) -> Failure {
     match failure {
-        Failure::Theirs(why) if why.contains("http2 error") => Failure::Theirs(format!("it does not speak HTTP/2: {why}")),
+        Failure::Theirs(why) if why.contains("http2 error: connection") => Failure::Theirs(format!("it does not speak HTTP/2: {why}")),
         other => other,
     }
 }
@@ -158,6 +160,16 @@ where
     let (took, status) = (began.elapsed(), answer.status());
     if !status.is_success() {
         return Err(Failure::Theirs(format!("answered {status}")));
+    }
+    if answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        let (head, body) = answer.into_parts();
+        let mut connection = connection;
+        tokio::select! {
+            biased;
+            serving = is_serving(&head.headers, body) => serving?,
+            _ = async { let _ = (&mut connection).await; pending::<()>().await } => {}
+        }
+        return Ok(began.elapsed());
     }
     tokio::select! {
         () = drain(answer.into_body()) => {}
@@ -205,12 +217,16 @@ async fn connect(addresses: &[SocketAddr], timeout: Duration) -> Result<TcpStrea
     Err(last)
 }
 
-fn request(ticket: &Ticket, epoch: &str, h2: bool) -> Result<Request<Empty<Bytes>>, Failure> {
+fn request(ticket: &Ticket, epoch: &str, h2: bool) -> Result<Request<Full<Bytes>>, Failure> {
     let registration = &ticket.registration;
     let (url, path) = (&registration.url, format!("{}{}", registration.url.base(), registration.health_endpoint));
     // Host is the url's, whatever address was connected to.
-    let request = if h2 {
-        Request::get(format!("{}://{}{path}", if url.tls() { "https" } else { "http" }, url.authority()))
+    let absolute = || format!("{}://{}{path}", if url.tls() { "https" } else { "http" }, url.authority());
+    let grpc = h2 && registration.health_endpoint == GRPC_HEALTH;
+    let request = if grpc {
+        Request::post(absolute()).header(header::CONTENT_TYPE, "application/grpc").header(header::TE, "trailers")
+    } else if h2 {
+        Request::get(absolute())
     } else {
         Request::get(path).header(header::HOST, url.authority()).header(header::CONNECTION, HeaderValue::from_static("close"))
     };
@@ -219,8 +235,29 @@ fn request(ticket: &Ticket, epoch: &str, h2: bool) -> Result<Request<Empty<Bytes
         .header(header::ACCEPT, "*/*")
         .header("X-Furt-Epoch", epoch)
         .header("X-Furt-Registered", HeaderValue::from_static(if ticket.registered { "true" } else { "false" }))
-        .body(Empty::new());
+        // One message of no bytes: the health of the whole server (grpc.health.v1, HealthCheckRequest).
+        .body(if grpc { Full::from(&[0; 5][..]) } else { Full::default() });
     request.map_err(|error| Failure::Ours(error.to_string()))
+}
+
+/// Whether a gRPC server says that it serves: its status is 0 and its message says SERVING (grpc.health.v1).
+async fn is_serving(head: &HeaderMap, mut body: Incoming) -> Result<(), Failure> {
+    let mut status = head.get("grpc-status").cloned();
+    let mut message = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) if message.len() + data.len() <= MOST_HEAD => message.extend_from_slice(&data),
+            Ok(_) => return Err(Failure::Theirs("answered more than a status of health".into())),
+            Err(frame) => status = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status").cloned()).or(status),
+        }
+    }
+    match (status.as_ref().map(HeaderValue::as_bytes), &*message) {
+        // Five bytes of gRPC's own, then field 1 as a varint: 1 is SERVING.
+        (Some(b"0"), [0, 0, 0, 0, 2, 8, 1]) => Ok(()),
+        (Some(b"0"), _) => Err(Failure::Theirs("answered that it does not serve (grpc.health.v1)".into())),
+        (Some(status), _) => Err(Failure::Theirs(format!("answered grpc-status {}", String::from_utf8_lossy(status)))),
+        (None, _) => Err(Failure::Theirs("answered without a grpc-status".into())),
+    }
 }
 
 /// Reads a body to its end or its bound. What it says, and whether it ends well, is nothing to a probe: the status
