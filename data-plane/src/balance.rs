@@ -24,9 +24,16 @@ pub struct InstanceState {
     failed_connects: AtomicU32,
     /// Until when it is set aside, nanoseconds of the data plane's clock.
     aside_until: AtomicU64,
+    /// When it was first chosen among after it was DOWN; 0: its share is whole, [`RECOVERED`]: it has not been yet.
+    recovered_at: AtomicU64,
 }
 
 const SECOND: u64 = 1_000_000_000;
+/// No time of the clock.
+const RECOVERED: u64 = 1;
+/// Parts of a whole share, and with how many of them slow start begins.
+const WHOLE: u64 = 1_000;
+const FIRST: u64 = WHOLE / 10;
 
 impl InstanceState {
     /// Counts a request to it, unless it has `most` (0: no limit) under way. Drained: it counts, and should go elsewhere
@@ -88,6 +95,29 @@ impl InstanceState {
         }
     }
 
+    /// It was DOWN and is UP again.
+    pub fn recovered(&self) {
+        self.recovered_at.store(RECOVERED, Ordering::Relaxed);
+    }
+
+    /// Its share at `now` in parts of [`WHOLE`]: a tenth at first and all of it `ramp` nanoseconds later.
+    pub fn share(&self, now: u64, ramp: u64) -> u64 {
+        let at = self.recovered_at.load(Ordering::Relaxed);
+        if at == 0 {
+            return WHOLE;
+        }
+        let began = if at == RECOVERED { now } else { at };
+        let past = now.saturating_sub(began);
+        if past >= ramp {
+            self.recovered_at.store(0, Ordering::Relaxed);
+            return WHOLE;
+        }
+        if at == RECOVERED {
+            self.recovered_at.store(now, Ordering::Relaxed);
+        }
+        FIRST + u64::try_from(u128::from(WHOLE - FIRST) * u128::from(past) / u128::from(ramp)).unwrap_or(WHOLE - FIRST)
+    }
+
     /// Whether a failed connect keeps it aside at `now`.
     pub fn is_aside(&self, now: u64) -> bool {
         self.aside_until.load(Ordering::Relaxed) > now
@@ -146,11 +176,17 @@ pub fn tier(instance: &Instance, route: &Route, now: u64) -> Result<Tier, &'stat
 }
 
 /// The instance for the next attempt: of the best tier, not in `tried`, by power of two choices on
-/// requests in flight, weighted.
+/// requests in flight, weighted. One that was DOWN gets its whole share in the course of `ramp` nanoseconds.
 ///
 /// # Errors
 /// When there is none left.
-pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> Result<&'a Arc<Instance>, NoInstance> {
+pub fn choose<'a>(
+    instances: &'a [Arc<Instance>],
+    route: &Route,
+    now: u64,
+    tried: &[u32],
+    ramp: u64,
+) -> Result<&'a Arc<Instance>, NoInstance> {
     // The common case: one instance.
     if let [only] = instances {
         return match tried.is_empty() && tier(only, route, now).is_ok() {
@@ -166,23 +202,28 @@ pub fn choose<'a>(instances: &'a [Arc<Instance>], route: &Route, now: u64, tried
         return Err(if full { NoInstance::Full } else { NoInstance::None });
     };
     let eligible = || with_room().filter(|instance| tier(instance, route, now) == Ok(best));
-    let total: u64 = eligible().map(|instance| u64::from(instance.weight)).sum();
+    let weight = |instance: &Instance| u64::from(instance.weight) * instance.state.share(now, ramp);
+    let total: u64 = eligible().map(|instance| weight(instance)).sum();
     // Another thread may have filled the last meanwhile.
-    let one = drawn(eligible(), total).ok_or(NoInstance::Full)?;
+    let one = drawn(eligible(), &weight, total).ok_or(NoInstance::Full)?;
     // The second choice is drawn from the others, so that two instances are always compared.
     let others = eligible().filter(|instance| instance.number != one.number);
-    let Some(two) = drawn(others, total.saturating_sub(u64::from(one.weight))) else { return Ok(one) };
+    let Some(two) = drawn(others, &weight, total.saturating_sub(weight(one))) else { return Ok(one) };
     // Requests in flight for each unit of weight; the draw was weighted already, so equal loads keep the first.
     let load = |instance: &Instance| u64::from(instance.state.in_flight.load(Ordering::Relaxed));
-    let (first, second) = (load(one) * u64::from(two.weight), load(two) * u64::from(one.weight));
+    let (first, second) = (load(one) * weight(two), load(two) * weight(one));
     Ok(if second < first { two } else { one })
 }
 
 /// One of the instances at random, by weight; `total` is the sum of theirs.
-fn drawn<'a>(mut instances: impl Iterator<Item = &'a Arc<Instance>>, total: u64) -> Option<&'a Arc<Instance>> {
+fn drawn<'a>(
+    mut instances: impl Iterator<Item = &'a Arc<Instance>>,
+    weight: &impl Fn(&Instance) -> u64,
+    total: u64,
+) -> Option<&'a Arc<Instance>> {
     let mut at = fastrand::u64(..total.max(1));
     instances.find(|instance| {
-        let weight = u64::from(instance.weight);
+        let weight = weight(instance);
         let hit = at < weight;
         at = at.saturating_sub(weight);
         hit
@@ -240,7 +281,7 @@ mod tests {
     fn counts(instances: &[Arc<Instance>], route: &Route, now: u64, tried: &[u32]) -> [usize; 4] {
         let mut counts = [0; 4];
         for _ in 0..4000 {
-            if let Ok(instance) = choose(instances, route, now, tried) {
+            if let Ok(instance) = choose(instances, route, now, tried, 0) {
                 counts[instance.number as usize] += 1;
             }
         }
@@ -305,6 +346,38 @@ mod tests {
             });
             assert_eq!(state.in_flight(), 0);
         }
+    }
+
+    #[test]
+    fn a_full_instance_is_left_out_and_its_cap_holds_exactly() {
+        let capped = |number, most| {
+            let mut own = Arc::into_inner(instance(number, Status::Up, 100)).unwrap();
+            own.max_in_flight = most;
+            Arc::new(own)
+        };
+        let all = [capped(0, 3), capped(1, 0)];
+        let any = route(Declared::All);
+        (0..3).for_each(|_| assert_eq!(all[0].state.enter(3), Entered::Yes));
+        assert_eq!((all[0].state.enter(3), all[0].state.in_flight()), (Entered::Full, 3));
+        assert_eq!(counts(&all, &any, 1, &[]), [0, 4000, 0, 0]);
+        assert_eq!(choose(&all, &any, 1, &[1], 0).err(), Some(NoInstance::Full));
+        assert_eq!(choose(&all[..1], &any, 1, &[], 0).err(), Some(NoInstance::Full));
+        assert_eq!(choose(&all[..1], &any, 1, &[0], 0).err(), Some(NoInstance::None));
+        all[0].state.leave();
+        assert!(choose(&all[..1], &any, 1, &[], 0).is_ok());
+    }
+
+    #[test]
+    fn one_that_was_down_gets_its_share_by_and_by() {
+        let all = [instance(0, Status::Up, 100), instance(1, Status::Up, 100)];
+        all[1].state.recovered();
+        assert_eq!(all[1].state.share(5 * SECOND, 10 * SECOND), 100, "from the first time that it is looked at");
+        assert_eq!(all[1].state.share(10 * SECOND, 10 * SECOND), 550);
+        let newcomer = |now| (0..4000).filter(|_| choose(&all, &route(Declared::All), now, &[], 10 * SECOND).unwrap().number == 1).count();
+        assert!((200..600).contains(&newcomer(5 * SECOND)), "a tenth of the other's share");
+        assert!((1700..2300).contains(&newcomer(15 * SECOND)), "the whole");
+        all[1].state.recovered();
+        assert_eq!((all[1].state.share(1, 0), all[1].state.share(1, SECOND)), (1000, 1000), "without slow start");
     }
 
     #[test]

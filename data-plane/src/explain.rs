@@ -261,7 +261,11 @@ fn winner(route: &Route) -> Winner {
 
 /// Every instance of the service: only those of the best tier get the request.
 fn instances(service: &Service, route: &Route, now: u64) -> Vec<InstanceVerdict> {
-    let tiers: Vec<_> = service.instances.iter().map(|instance| balance::tier(instance, route, now)).collect();
+    let with_room = |instance: &Arc<crate::view::Instance>| match balance::tier(instance, route, now) {
+        Ok(_) if instance.state.is_full(instance.max_in_flight) => Err("has as many requests under way as it may"),
+        tier => tier,
+    };
+    let tiers: Vec<_> = service.instances.iter().map(with_room).collect();
     let best = tiers.iter().flatten().min().copied();
     let verdict = |(instance, tier): (&Arc<crate::view::Instance>, &Result<Tier, &'static str>)| {
         let reason = match tier {

@@ -1,7 +1,7 @@
 //! A request that may go to its service: the instance, the connection, and another one while nothing
 //! of the request can have been acted on (DESIGN §9, Instances).
 
-use std::{pin::pin, rc::Rc, time::Duration};
+use std::{pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use furt_proto::time::format_duration;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header::CONTENT_TYPE, request::Parts};
@@ -89,7 +89,7 @@ impl Forward<'_> {
         let mut tried = Vec::new();
         let (mut again, mut retried) = (false, false);
         loop {
-            let instance = match balance::choose(&self.service.instances, self.route, now, &tried) {
+            let instance = match self.choose(now, &tried) {
                 Ok(instance) => instance,
                 Err(NoInstance::Full) => return Err(ProxyError::Full),
                 Err(NoInstance::None) if tried.is_empty() => return Err(self.unavailable()),
@@ -102,7 +102,7 @@ impl Forward<'_> {
                 // Others came between; the next choice leaves it out.
                 Entered::Full => {
                     tried.push(instance.number);
-                    if balance::choose(&self.service.instances, self.route, now, &tried).is_err() {
+                    if self.choose(now, &tried).is_err() {
                         return Err(ProxyError::Full);
                     }
                     continue;
@@ -174,6 +174,10 @@ impl Forward<'_> {
         }
     }
 
+    fn choose(&self, now: u64, tried: &[u32]) -> Result<&Arc<Instance>, NoInstance> {
+        balance::choose(&self.service.instances, self.route, now, tried, nanos(self.view.config.slow_start))
+    }
+
     /// How long what may take.
     fn times(&self, started: u64, has_body: bool) -> Times {
         let config = &self.view.config;
@@ -193,7 +197,7 @@ impl Forward<'_> {
     /// kept-alive connection closed.
     fn again(&self, instance: &Instance, lease: &Lease, now: u64, tried: &mut Vec<u32>) -> bool {
         tried.push(instance.number);
-        if balance::choose(&self.service.instances, self.route, now, tried).is_err() {
+        if self.choose(now, tried).is_err() {
             if !lease.reused {
                 return false;
             }
@@ -216,7 +220,7 @@ impl Forward<'_> {
     /// there is none, the request goes there all the same: it counts, so whoever drains it waits for it.
     fn leads_elsewhere(&self, drained: &Instance, now: u64, tried: &mut Vec<u32>) -> bool {
         tried.push(drained.number);
-        let elsewhere = balance::choose(&self.service.instances, self.route, now, tried).is_ok();
+        let elsewhere = self.choose(now, tried).is_ok();
         if !elsewhere {
             tried.pop();
         }
