@@ -75,9 +75,9 @@ struct Rate {
     each_second: u64,
 }
 
-/// A browser that leaves a page cancels all it has open: `h2_max_streams`, 128; a page that cancels what was typed on
-/// does so a few times a second. nghttp2 takes as much at once, and a third of it over time.
-const RESETS: Rate = Rate { what: "too many RST_STREAM frames", most: 1_000, each_second: 100 };
+/// A browser that leaves a page cancels all it has open: `h2_max_streams`, 128; a page that cancels what was asked for
+/// as its user types on does so a few times a second. Each may have cost a connection to a service.
+const RESETS: Rate = Rate { what: "too many RST_STREAM frames", most: 400, each_second: 100 };
 /// One or two at the beginning, and gRPC in C++ one for each new estimate of the bandwidth, ten a second at the most.
 const SETTINGS: Rate = Rate { what: "too many SETTINGS frames", most: 100, each_second: 10 };
 /// A keep-alive of a few seconds; what gRPC sends to measure the bandwidth comes with data, which earns it.

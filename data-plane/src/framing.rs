@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use http::{
-    HeaderValue, Method, Version,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+    HeaderMap, HeaderValue, Method, Version,
+    header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING},
     request::Parts,
 };
 
@@ -16,6 +16,16 @@ use crate::{headers::X_API_KEY, respond::ProxyError};
 /// Whether a request target, path and query, is short enough.
 pub fn check_length(target: &str, most: usize) -> Result<(), ProxyError> {
     if target.len() > most { Err(ProxyError::UriTooLong) } else { Ok(()) }
+}
+
+/// Whether there are few enough header fields. The guard over HTTP/1 has counted them before; over HTTP/2 cookies may
+/// come one by one, and are one field all the same (RFC 9113 §8.2.3).
+pub fn check_count(fields: &HeaderMap, most: usize) -> Result<(), ProxyError> {
+    if fields.len() <= most {
+        return Ok(());
+    }
+    let crumbs = fields.get_all(COOKIE).iter().count();
+    if fields.len() - crumbs.saturating_sub(1) > most { Err(ProxyError::HeadersTooLarge) } else { Ok(()) }
 }
 
 /// The `Host` of the request: one, well-formed, or the authority of an absolute or HTTP/2 target,

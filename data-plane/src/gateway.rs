@@ -20,7 +20,7 @@ use crate::{
     cors,
     exchange::Exchange,
     forward::{Answered, Forward, is_grpc},
-    framing::{check_framing, check_length, checked_host, host_name},
+    framing::{check_count, check_framing, check_length, checked_host, host_name},
     headers::{self, X_API_KEY},
     health,
     local::{Local, local},
@@ -117,6 +117,7 @@ async fn handle(
     if let Some(target) = head.uri.path_and_query() {
         check_length(target.as_str(), view.config.max_uri_length)?;
     }
+    check_count(&head.headers, view.config.max_headers)?;
     let host = checked_host(head)?;
     check_framing(head)?;
     let path = match head.uri.path() {

@@ -280,10 +280,17 @@ impl Http2 {
 
     /// The same; an error when none came in time.
     pub fn try_frame(&mut self) -> io::Result<Option<Frame>> {
-        let Some(head) = self.exactly(9)? else { return Ok(None) };
+        if !self.fill(9)? {
+            return Ok(None);
+        }
+        let head: [u8; 9] = self.buffer[..9].try_into().expect("nine bytes");
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         assert!(length <= 16_384, "a frame larger than furt may send: {head:?}");
-        let Some(payload) = self.exactly(usize::try_from(length).expect("24 bits"))? else { return Ok(None) };
+        let whole = 9 + usize::try_from(length).expect("24 bits");
+        if !self.fill(whole)? {
+            return Ok(None);
+        }
+        let payload = self.buffer.drain(..whole).skip(9).collect();
         let stream = u32::from_be_bytes([head[5] & 0x7F, head[6], head[7], head[8]]);
         let frame = Frame { kind: head[3], flags: head[4], stream, payload };
         if frame.kind == GOAWAY {
@@ -292,20 +299,21 @@ impl Http2 {
         Ok(Some(frame))
     }
 
-    fn exactly(&mut self, count: usize) -> io::Result<Option<Vec<u8>>> {
+    /// Reads until there are so many bytes; false when the connection has ended before.
+    fn fill(&mut self, count: usize) -> io::Result<bool> {
         let mut piece = [0; 16 * 1024];
         while self.buffer.len() < count {
             match self.stream.read(&mut piece) {
-                Ok(0) => return Ok(None),
+                Ok(0) => return Ok(false),
                 Ok(length) => self.buffer.extend_from_slice(&piece[..length]),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => return Ok(None),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => return Ok(false),
                     _ => return Err(error),
                 },
             }
         }
-        Ok(Some(self.buffer.drain(..count).collect()))
+        Ok(true)
     }
 
     /// Reads until a stream, or the whole connection, has come to its end.

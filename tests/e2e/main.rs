@@ -7,6 +7,7 @@
 
 mod client;
 mod h2;
+mod h2_wire;
 mod port;
 mod process;
 mod upstream;
@@ -22,6 +23,8 @@ mod events;
 mod examples;
 mod explain;
 mod grpc;
+mod h2_conformance;
+mod h2_floods;
 mod health;
 mod openapi;
 mod proxy;
