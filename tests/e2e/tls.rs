@@ -1,5 +1,5 @@
 //! TLS on the public listener: handshakes, which certificate for whom, certificates of clients, certificates that are
-//! renewed while furt serves, and what is no handshake at all.
+//! renewed while furt serves, and what is no handshake at all. In [`services`]: TLS towards services.
 
 use std::{
     fs,
@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod party;
+mod services;
 
 use party::{Client, Files, Hello, Pair, roots};
 
