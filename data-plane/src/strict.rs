@@ -2,18 +2,25 @@
 //! could read in two ways (RFC 9112 §2.2, §3, §5, §6, §7.1, §11.2).
 //!
 //! Here: where messages begin and end, and whether each of their lines is one that all read alike. Pure; it keeps what
-//! a read cuts off of a line and nothing else. Not here: paths, hosts of HTTP/2, what is answered.
+//! a read cuts off of a line and nothing else. How the bytes are cut into reads changes neither the verdict nor its
+//! reason: what can be said of a line before its end has come is said first of a whole line, too.
+//! Not here: paths, hosts of HTTP/2, what is answered.
 
 use memchr::memchr;
 
 use crate::framing::check_host;
 
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
 /// What a head may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of request line and fields.
+    /// Bytes of request line and fields, with the ends of their lines; once more for the trailers.
     pub head: usize,
-    /// Fields.
+    /// Fields, and once more so many trailers.
     pub fields: usize,
     /// Bytes of the target.
     pub target: usize,
@@ -62,8 +69,6 @@ enum State {
     /// The empty line after a chunk.
     ChunkEnd,
     Trailer,
-    /// Anything: it is no HTTP any more.
-    Open,
 }
 
 /// What is known of the head that is being read.
@@ -98,30 +103,24 @@ impl Strict {
         Self { state: State::Request(0), head: Head::default(), begun: Vec::new() }
     }
 
-    /// The connection speaks something else from here on (101): everything passes.
-    pub fn upgraded(&mut self) {
-        self.state = State::Open;
-    }
-
     /// Whether the last byte ended a message, or none has begun.
     pub fn is_between(&self) -> bool {
-        matches!(self.state, State::Request(_) | State::Open) && self.begun.is_empty()
+        matches!(self.state, State::Request(_)) && self.begun.is_empty()
     }
 
     /// Whether a body is being read.
     pub fn is_in_body(&self) -> bool {
-        !matches!(self.state, State::Request(_) | State::Field | State::Open)
+        !matches!(self.state, State::Request(_) | State::Field)
     }
 
     /// Reads the next bytes of the connection, in any cut.
     ///
     /// # Errors
-    /// With the place and the reason of a refusal; nothing after it is read.
+    /// With the place and the reason of a refusal. It is the last word: nothing may be read after it.
     pub fn read(&mut self, bytes: &[u8], limits: &Limits) -> Result<(), Refused> {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match self.state {
-                State::Open => return Ok(()),
                 State::Body(left) | State::Chunk(left) => {
                     let taken = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     at += taken;
@@ -136,7 +135,7 @@ impl Strict {
                     let refuse = |fault| Refused { at, fault };
                     let Some(end) = memchr(b'\n', rest) else {
                         self.begun.extend_from_slice(rest);
-                        return self.check_begun(limits).map_err(refuse);
+                        return self.check_begun(&self.begun, limits).map_err(refuse);
                     };
                     let line = rest.get(..=end).unwrap_or_default();
                     if self.begun.is_empty() {
@@ -153,33 +152,26 @@ impl Strict {
         Ok(())
     }
 
-    /// What can be said of a line whose end has not come yet.
-    fn check_begun(&self, limits: &Limits) -> Result<(), Fault> {
-        let begun = &*self.begun;
+    /// What can be said of a line before its LF has come. Never takes back, when more of the line has come, what it said
+    /// of less.
+    fn check_begun(&self, begun: &[u8], limits: &Limits) -> Result<(), Fault> {
         let length = begun.len();
         match self.state {
-            State::Request(_) => {
-                // A method ends somewhere; what comes after it is the target.
-                let target = memchr(b' ', begun).map_or(0, |end| length - end - 1);
-                let no_method = begun.iter().take(MAX_METHOD + 1).all(|byte| is_token(*byte)) && length > MAX_METHOD;
-                let odd = begun.first().is_some_and(|byte| !is_token(*byte) && *byte != b'\r') || no_method;
-                match () {
-                    () if odd => Err(Fault::Malformed(NO_REQUEST_LINE)),
-                    // The version takes its room behind it.
-                    () if target > limits.target + " HTTP/1.1\r".len() => Err(Fault::UriTooLong),
-                    () => Ok(()),
-                }
-            }
+            State::Request(_) => check_request_begun(begun, limits),
             State::Field | State::Trailer if self.head.bytes + length > limits.head => Err(Fault::HeadersTooLarge),
-            State::ChunkLine if length > MAX_CHUNK_LINE => Err(Fault::Malformed("a chunk's line is too long")),
-            State::ChunkEnd if length > 1 || begun.first().is_some_and(|byte| *byte != b'\r') => Err(Fault::Malformed(NO_CHUNK_END)),
+            State::ChunkLine if length - usize::from(begun.ends_with(b"\r")) > MAX_CHUNK_LINE => {
+                Err(Fault::Malformed("a chunk's line is too long"))
+            }
+            State::ChunkEnd if !b"\r".starts_with(begun) => Err(Fault::Malformed(NO_CHUNK_END)),
             _ => Ok(()),
         }
     }
 
     /// One whole line with its end.
     fn line(&mut self, line: &[u8], limits: &Limits) -> Result<(), Fault> {
-        let Some(text) = line.strip_suffix(b"\r\n") else { return Err(Fault::Malformed("a line ends with a bare LF")) };
+        let begun = line.strip_suffix(b"\n").unwrap_or(line);
+        self.check_begun(begun, limits)?;
+        let Some(text) = begun.strip_suffix(b"\r") else { return Err(Fault::Malformed("a line ends with a bare LF")) };
         match self.state {
             State::Request(empty) if text.is_empty() => {
                 self.state = State::Request(empty + 1);
@@ -274,6 +266,28 @@ impl Head {
     }
 }
 
+/// A request line before its end has come: it begins with a method, which ends somewhere, and the target does not go on
+/// for ever. Of the two limits on it the one that is met first counts.
+fn check_request_begun(begun: &[u8], limits: &Limits) -> Result<(), Fault> {
+    // An empty line.
+    if matches!(begun, b"" | b"\r") {
+        return Ok(());
+    }
+    match begun.iter().take(MAX_METHOD + 1).position(|byte| !is_token(*byte)) {
+        None if begun.len() <= MAX_METHOD => Ok(()),
+        Some(end @ 1..) if begun.get(end) == Some(&b' ') => {
+            // The version takes its room behind the target.
+            let most = (end + 1).saturating_add(limits.target).saturating_add(" HTTP/1.1\r".len());
+            match begun.len() {
+                length if length <= most.min(limits.head) => Ok(()),
+                _ if most <= limits.head => Err(Fault::UriTooLong),
+                _ => Err(Fault::HeadersTooLarge),
+            }
+        }
+        _ => Err(Fault::Malformed(NO_REQUEST_LINE)),
+    }
+}
+
 /// `method SP target SP version` (RFC 9112 §3). Whether it is HTTP/1.0.
 fn request_line(text: &[u8], limits: &Limits) -> Result<bool, Fault> {
     let malformed = Fault::Malformed(NO_REQUEST_LINE);
@@ -290,11 +304,11 @@ fn request_line(text: &[u8], limits: &Limits) -> Result<bool, Fault> {
     if method == b"CONNECT" {
         return Err(Fault::Malformed("CONNECT is not served here"));
     }
-    if target.len() > limits.target {
-        return Err(Fault::UriTooLong);
-    }
     if !target.iter().all(u8::is_ascii_graphic) {
         return Err(malformed);
+    }
+    if target.len() > limits.target {
+        return Err(Fault::UriTooLong);
     }
     if memchr(b'#', target).is_some() { Err(Fault::Fragment) } else { Ok(http10) }
 }
@@ -330,9 +344,6 @@ fn chunk_line(text: &[u8]) -> Result<u64, Fault> {
     let size = size.and_then(|digits| u64::from_str_radix(digits, 16).ok()).filter(|size| *size <= i64::MAX as u64);
     let well_formed = extensions.is_empty()
         || extensions.first() == Some(&b';') && extensions.iter().all(|byte| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t'));
-    if text.len() > MAX_CHUNK_LINE {
-        return Err(Fault::Malformed("a chunk's line is too long"));
-    }
     size.filter(|_| well_formed).ok_or(Fault::Malformed("the size of a chunk is malformed"))
 }
 
