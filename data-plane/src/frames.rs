@@ -8,7 +8,7 @@
 //! - CONTINUATION (CVE-2024-27316): a quarter more frames than the largest header list fills, 5 at the least; what is
 //!   over that list is decoded and not kept, four times as much ends the connection;
 //! - streams that furt has to reset or refuse because of what the client sends on them (CVE-2025-8671):
-//!   `max_local_error_reset_streams`, 1024 in the life of a connection. A WINDOW_UPDATE of zero, HEADERS on a closed
+//!   `max_local_error_reset_streams`, so many in the life of a connection. A WINDOW_UPDATE of zero, HEADERS on a closed
 //!   stream or a PRIORITY of the wrong length end it at once, so they are no way to have streams reset;
 //! - streams reset before they were accepted: `max_pending_accept_reset_streams`. Those reset after that it takes
 //!   without a limit (CVE-2023-44487), and so it does everything else that has a budget here.

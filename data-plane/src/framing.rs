@@ -118,14 +118,22 @@ pub fn check_framing(head: &Parts) -> Result<(), ProxyError> {
     Ok(())
 }
 
-/// What h2 lets pass and RFC 9113 calls malformed: a scheme or a path that says nothing (§8.3.1), white space around a
-/// value (§8.2.1).
+/// What h2 lets pass and must not be: a scheme or a path that says nothing (RFC 9113 §8.3.1), a name that is none in
+/// HTTP/1.1, white space around a value (§8.2.1).
 fn check_http2(head: &Parts) -> Result<(), ProxyError> {
     if head.uri.scheme().is_some_and(|scheme| scheme.as_str().is_empty()) {
         return Err(ProxyError::Malformed("the :scheme is empty"));
     }
     if head.uri.path_and_query().is_none_or(|target| target.as_str().starts_with('?')) {
         return Err(ProxyError::Malformed("the :path must begin with a slash"));
+    }
+    // RFC 3986 §2: beyond ASCII all is encoded, in the query too, which goes on as it is.
+    if head.uri.path_and_query().is_some_and(|target| !target.as_str().bytes().all(|byte| byte.is_ascii_graphic())) {
+        return Err(ProxyError::Malformed("the :path has bytes that no target has"));
+    }
+    // The one byte that the http crate takes in a name and no token has (RFC 9110 §5.6.2).
+    if head.headers.keys().any(|name| name.as_str().contains('"')) {
+        return Err(ProxyError::Malformed("a field's name is malformed"));
     }
     let white = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     if head.headers.values().any(|value| white(value.as_bytes().first()) || white(value.as_bytes().last())) {

@@ -123,7 +123,7 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
     out.insert(HOST, with.host.clone());
     let mut forwarded_for = None::<HeaderValue>;
     let mut via = None::<HeaderValue>;
-    let (mut te, mut trace, mut cookies) = (false, None, None::<HeaderValue>);
+    let (mut te, mut trace, mut cookies) = (false, None, Vec::new());
     for (name, value) in client {
         if named.has(name) || with.route.set_headers.iter().any(|(ours, _)| folds_into(name.as_str(), ours.as_str())) {
             continue;
@@ -144,11 +144,12 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
                     out.append(TRAILER, value);
                 }
             }
-            Kind::Cookie => cookies = Some(joined(cookies, b"; ", value)),
+            Kind::Cookie => cookies.push(value.as_bytes()),
         }
     }
-    if let Some(cookies) = cookies {
-        // HTTP/2 may send a cookie in pieces; HTTP/1.1 has one field (RFC 9113 §8.2.3).
+    // HTTP/2 may send a cookie in pieces, in as many as fit into the list; HTTP/1.1 has one field (RFC 9113 §8.2.3). Valid
+    // values joined by visible characters are a valid value.
+    if let Some(cookies) = (!cookies.is_empty()).then(|| cookies.join(&b"; "[..])).and_then(|all| HeaderValue::from_bytes(&all).ok()) {
         out.insert(COOKIE, cookies);
     }
     set_trace(&mut out, trace);
@@ -490,7 +491,7 @@ fn allowed_in_trailers(name: &str) -> bool {
             | "vary"
             | "x-gateway"
     );
-    !forbidden && !name.starts_with(':') && kind(name) == Kind::Through
+    !forbidden && !name.starts_with(':') && !name.contains('"') && kind(name) == Kind::Through
 }
 
 #[cfg(test)]

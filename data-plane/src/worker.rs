@@ -595,8 +595,9 @@ impl Connection {
             // A client may think better of all that it has asked for at once, before any of it was looked at. How often
             // it does so is the guard's to judge.
             .max_pending_accept_reset_streams(usize::try_from(config.h2_max_streams).unwrap_or(usize::MAX))
-            // In the life of a connection. A client that opens 1,000 streams before it knows how many it may is below.
-            .max_local_error_reset_streams(1024)
+            // In the life of a connection, refused streams among them: clients assume a hundred at once before they know
+            // how many they may. Each may have cost a connection to a service.
+            .max_local_error_reset_streams(256)
             .max_header_list_size(u32::try_from(config.max_header_size).unwrap_or(u32::MAX))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

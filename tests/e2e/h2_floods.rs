@@ -5,7 +5,7 @@ use std::{
     fs,
     net::SocketAddr,
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -138,14 +138,18 @@ struct Endings {
 struct Arena {
     furt: World,
     _service: Service,
+    /// One flood at a time: what two of them cost together is not the question.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Arena {
     fn start() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let service = Service::start();
         let route = format!("[route \"w\"]\nmethods = *\npath = /w/*\nurl = http://{}\npublic = true\n", service.address);
         // One line for each request of a flood would measure the log.
-        Self { furt: Conf::new().server("log_requests = false").more(&route).start(), _service: service }
+        Self { furt: Conf::new().server("log_requests = false").more(&route).start(), _service: service, _alone: alone }
     }
 
     /// What furt holds of the machine's memory.
