@@ -3,9 +3,12 @@
 //! Here: who is eligible and who is chosen, and the state of an instance that this data plane alone
 //! knows. Not here: connections, health decisions, clocks.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -24,28 +27,31 @@ pub struct InstanceState {
     failed_connects: AtomicU32,
     /// Until when it is set aside, nanoseconds of the data plane's clock.
     aside_until: AtomicU64,
-    /// When it was first chosen among after it was DOWN; 0: its share is whole, [`RECOVERED`]: it has not been yet.
+    /// When a request could first go to it after it was DOWN; 0: it has not been, [`RECOVERED`]: no request came yet.
     recovered_at: AtomicU64,
 }
 
 const SECOND: u64 = 1_000_000_000;
 /// No time of the clock.
 const RECOVERED: u64 = 1;
-/// Parts of a whole share, and with how many of them slow start begins.
-const WHOLE: u64 = 1_000;
+/// Parts of a whole share.
+pub const WHOLE: u64 = 1_000;
+/// With how many of them slow start begins.
 const FIRST: u64 = WHOLE / 10;
 
 impl InstanceState {
     /// Counts a request to it, unless it has `most` (0: no limit) under way. Drained: it counts, and should go elsewhere
     /// if it can.
     ///
+    /// With a limit, the count is never above it, not for a moment: who is refused has taken nobody's place.
+    ///
     /// The count is written before `closed` is read, and [`Self::close`] is called before the count is read
     /// ([`Self::in_flight`]), all in one order: a request either is in the count or hears that it is closed. So a
     /// drained instance with none in flight gets none any more.
     pub fn enter(&self, most: u32) -> Entered {
-        let others = self.in_flight.fetch_add(1, Ordering::SeqCst);
-        if most != 0 && others >= most {
-            self.leave();
+        if most == 0 {
+            self.in_flight.fetch_add(1, Ordering::SeqCst);
+        } else if self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| (count < most).then_some(count + 1)).is_err() {
             return Entered::Full;
         }
         if self.closed.load(Ordering::SeqCst) { Entered::Drained } else { Entered::Yes }
@@ -100,22 +106,25 @@ impl InstanceState {
         self.recovered_at.store(RECOVERED, Ordering::Relaxed);
     }
 
-    /// Its share at `now` in parts of [`WHOLE`]: a tenth at first and all of it `ramp` nanoseconds later.
+    /// Its share at `now` in parts of [`WHOLE`]: a tenth at first and all of it `ramp` nanoseconds later. Only looks.
     pub fn share(&self, now: u64, ramp: u64) -> u64 {
-        let at = self.recovered_at.load(Ordering::Relaxed);
-        if at == 0 {
-            return WHOLE;
+        let began = match self.recovered_at.load(Ordering::Relaxed) {
+            0 => return WHOLE,
+            RECOVERED => now,
+            at => at,
+        };
+        match now.saturating_sub(began) {
+            past if past >= ramp => WHOLE,
+            past => FIRST + u64::try_from(u128::from(WHOLE - FIRST) * u128::from(past) / u128::from(ramp)).unwrap_or(WHOLE),
         }
-        let began = if at == RECOVERED { now } else { at };
-        let past = now.saturating_sub(began);
-        if past >= ramp {
-            self.recovered_at.store(0, Ordering::Relaxed);
-            return WHOLE;
+    }
+
+    /// The first request that could go to it is what its time begins with: until then it has nothing to warm up by.
+    fn begin(&self, now: u64) {
+        if self.recovered_at.load(Ordering::Relaxed) == RECOVERED {
+            // Another's time is as good; only that it was DOWN once more meanwhile is not to be lost.
+            let _ = self.recovered_at.compare_exchange(RECOVERED, now, Ordering::Relaxed, Ordering::Relaxed);
         }
-        if at == RECOVERED {
-            self.recovered_at.store(now, Ordering::Relaxed);
-        }
-        FIRST + u64::try_from(u128::from(WHOLE - FIRST) * u128::from(past) / u128::from(ramp)).unwrap_or(WHOLE - FIRST)
     }
 
     /// Whether a failed connect keeps it aside at `now`.
@@ -175,7 +184,19 @@ pub fn tier(instance: &Instance, route: &Route, now: u64) -> Result<Tier, &'stat
     }
 }
 
-/// The instance for the next attempt: of the best tier, not in `tried`, by power of two choices on
+/// Whether an instance could serve a request for a route at once; else why not, for people.
+///
+/// # Errors
+/// With the reason: that of [`tier`], or that it is full.
+pub fn ready(instance: &Instance, route: &Route, now: u64) -> Result<Tier, Cow<'static, str>> {
+    match tier(instance, route, now) {
+        Ok(_) if instance.state.is_full(instance.max_in_flight) => Err(format!("full ({} in flight)", instance.state.in_flight()).into()),
+        Ok(tier) => Ok(tier),
+        Err(reason) => Err(reason.into()),
+    }
+}
+
+/// The instance for the next attempt: of the best tier with room, not in `tried`, by power of two choices on
 /// requests in flight, weighted. One that was DOWN gets its whole share in the course of `ramp` nanoseconds.
 ///
 /// # Errors
@@ -191,7 +212,10 @@ pub fn choose<'a>(
     if let [only] = instances {
         return match tried.is_empty() && tier(only, route, now).is_ok() {
             true if only.state.is_full(only.max_in_flight) => Err(NoInstance::Full),
-            true => Ok(only),
+            true => {
+                only.state.begin(now);
+                Ok(only)
+            }
             false => Err(NoInstance::None),
         };
     }
@@ -201,10 +225,11 @@ pub fn choose<'a>(
         let full = left().any(|instance| tier(instance, route, now).is_ok());
         return Err(if full { NoInstance::Full } else { NoInstance::None });
     };
+    // Other threads fill and leave instances meanwhile: each look may find a few more or less of them.
     let eligible = || with_room().filter(|instance| tier(instance, route, now) == Ok(best));
     let weight = |instance: &Instance| u64::from(instance.weight) * instance.state.share(now, ramp);
-    let total: u64 = eligible().map(|instance| weight(instance)).sum();
-    // Another thread may have filled the last meanwhile.
+    let began = |instance: &&Arc<Instance>| instance.state.begin(now);
+    let total: u64 = eligible().inspect(began).map(|instance| weight(instance)).sum();
     let one = drawn(eligible(), &weight, total).ok_or(NoInstance::Full)?;
     // The second choice is drawn from the others, so that two instances are always compared.
     let others = eligible().filter(|instance| instance.number != one.number);
@@ -215,19 +240,24 @@ pub fn choose<'a>(
     Ok(if second < first { two } else { one })
 }
 
-/// One of the instances at random, by weight; `total` is the sum of theirs.
+/// One of the instances at random, by weight; `total` is the sum of theirs. When it has become too much since it was
+/// added up, that may be the last of them more often; none only when there is none.
 fn drawn<'a>(
-    mut instances: impl Iterator<Item = &'a Arc<Instance>>,
+    instances: impl Iterator<Item = &'a Arc<Instance>>,
     weight: &impl Fn(&Instance) -> u64,
     total: u64,
 ) -> Option<&'a Arc<Instance>> {
     let mut at = fastrand::u64(..total.max(1));
-    instances.find(|instance| {
+    let mut last = None;
+    for instance in instances {
         let weight = weight(instance);
-        let hit = at < weight;
-        at = at.saturating_sub(weight);
-        hit
-    })
+        if at < weight {
+            return Some(instance);
+        }
+        at -= weight;
+        last = Some(instance);
+    }
+    last
 }
 
 #[cfg(test)]
@@ -368,16 +398,83 @@ mod tests {
     }
 
     #[test]
+    fn however_many_come_at_once_the_count_is_never_above_the_cap() {
+        const MOST: u32 = 2;
+        let (state, full) = (InstanceState::default(), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        let entered = state.enter(MOST);
+                        std::thread::yield_now();
+                        assert!(state.in_flight() <= MOST, "also while others are refused");
+                        match entered {
+                            Entered::Yes => state.leave(),
+                            _ => _ = full.fetch_add(1, Ordering::Relaxed),
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(state.in_flight(), 0);
+        assert!(full.into_inner() > 0);
+    }
+
+    #[test]
+    fn a_choice_beside_others_that_fill_and_leave_finds_the_one_with_room() {
+        let mut capped = Arc::into_inner(instance(0, Status::Up, 1000)).unwrap();
+        capped.max_in_flight = 1;
+        let all = [instance(1, Status::Up, 1), Arc::new(capped)];
+        let (any, done) = (route(Declared::All), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(all[1].state.enter(1), Entered::Yes);
+                    all[1].state.leave();
+                }
+            });
+            let failed = (0..20_000).filter(|_| choose(&all, &any, 2, &[], 0).is_err()).count();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(failed, 0, "number 1 has room at any time");
+        });
+    }
+
+    #[test]
     fn one_that_was_down_gets_its_share_by_and_by() {
         let all = [instance(0, Status::Up, 100), instance(1, Status::Up, 100)];
-        all[1].state.recovered();
-        assert_eq!(all[1].state.share(5 * SECOND, 10 * SECOND), 100, "from the first time that it is looked at");
-        assert_eq!(all[1].state.share(10 * SECOND, 10 * SECOND), 550);
-        let newcomer = |now| (0..4000).filter(|_| choose(&all, &route(Declared::All), now, &[], 10 * SECOND).unwrap().number == 1).count();
+        let (any, state, ramp) = (route(Declared::All), &all[1].state, 10 * SECOND);
+        let newcomer = |now| (0..4000).filter(|_| choose(&all, &any, now, &[], ramp).unwrap().number == 1).count();
+        state.recovered();
+        assert_eq!([2 * SECOND, 90 * SECOND].map(|now| state.share(now, ramp)), [100, 100], "no request has come yet");
         assert!((200..600).contains(&newcomer(5 * SECOND)), "a tenth of the other's share");
+        let grows = [5, 6, 10, 14, 15, 90].map(|second| state.share(second * SECOND, ramp));
+        assert_eq!(grows, [100, 190, 550, 910, 1000, 1000]);
         assert!((1700..2300).contains(&newcomer(15 * SECOND)), "the whole");
-        all[1].state.recovered();
-        assert_eq!((all[1].state.share(1, 0), all[1].state.share(1, SECOND)), (1000, 1000), "without slow start");
+        state.recovered();
+        assert_eq!(state.share(20 * SECOND, ramp), 100, "once more");
+        assert_eq!(state.share(20 * SECOND, 0), WHOLE, "without slow start");
+    }
+
+    #[test]
+    fn the_time_of_one_that_is_alone_runs_as_well() {
+        let all = [instance(0, Status::Up, 100), instance(1, Status::Up, 100)];
+        let (any, ramp) = (route(Declared::All), 10 * SECOND);
+        all[0].state.recovered();
+        choose(&all[..1], &any, 5 * SECOND, &[], ramp).unwrap();
+        choose(&all, &any, 60 * SECOND, &[], ramp).unwrap();
+        assert_eq!(all[0].state.share(60 * SECOND, ramp), WHOLE, "who joins it finds it warm");
+    }
+
+    #[test]
+    fn who_is_full_is_told_with_how_many() {
+        let mut capped = Arc::into_inner(instance(0, Status::Up, 100)).unwrap();
+        capped.max_in_flight = 2;
+        let any = route(Declared::All);
+        assert_eq!(ready(&capped, &any, 2), Ok(Tier::Up));
+        (0..2).for_each(|_| assert_eq!(capped.state.enter(2), Entered::Yes));
+        assert_eq!(ready(&capped, &any, 2), Err("full (2 in flight)".into()));
+        capped.drained = true;
+        assert_eq!(ready(&capped, &any, 2), Err("drained".into()));
     }
 
     #[test]

@@ -14,12 +14,13 @@ use v1::explain_response::{Candidate, InstanceVerdict, KeyVerdict, Outcome, Rate
 
 use crate::{
     auth::{self, Denied, Keys, Presented},
-    balance::{self, Tier},
+    balance::{self, Tier, WHOLE},
+    clock::nanos,
     framing::{check_host, check_length, check_method, host_name},
     local::{Local, local},
     respond::ProxyError,
     table::{Access, Lookup, Route},
-    view::{Service, View},
+    view::{Instance, Service, View},
 };
 
 /// Most candidates that are told.
@@ -77,7 +78,8 @@ fn decide(view: &View, request: &v1::ExplainRequest, now: Now, answer: &mut v1::
     };
     answer.route = Some(winner(route));
     // They are told whatever the key may do: who asks may be after them alone.
-    answer.instances = view.service(route.slot).map(|service| instances(service, route, now.mono)).unwrap_or_default();
+    answer.instances =
+        view.service(route.slot).map(|service| instances(service, route, now.mono, view.config.slow_start)).unwrap_or_default();
     if let Err(error) = key(&route.access, view, request, now, answer) {
         return refused(&error);
     }
@@ -259,30 +261,31 @@ fn winner(route: &Route) -> Winner {
     }
 }
 
-/// Every instance of the service: only those of the best tier get the request.
-fn instances(service: &Service, route: &Route, now: u64) -> Vec<InstanceVerdict> {
-    let with_room = |instance: &Arc<crate::view::Instance>| match balance::tier(instance, route, now) {
-        Ok(_) if instance.state.is_full(instance.max_in_flight) => Err("has as many requests under way as it may"),
-        tier => tier,
-    };
-    let tiers: Vec<_> = service.instances.iter().map(with_room).collect();
+/// Every instance of the service: only those of the best tier with room get the request.
+fn instances(service: &Service, route: &Route, now: u64, slow_start: Duration) -> Vec<InstanceVerdict> {
+    let tiers: Vec<_> = service.instances.iter().map(|instance| balance::ready(instance, route, now)).collect();
     let best = tiers.iter().flatten().min().copied();
-    let verdict = |(instance, tier): (&Arc<crate::view::Instance>, &Result<Tier, &'static str>)| {
-        let reason = match tier {
-            Err(reason) => reason,
-            Ok(tier) if Some(*tier) != best => "only when no better instance can serve",
-            Ok(Tier::Up) if service.is_static => "a static route is not probed",
-            Ok(Tier::Up) => "up",
-            Ok(Tier::Doubtful) if instance.suspect => "suspect, but no better instance can serve",
-            Ok(Tier::Doubtful) => "not known to be up, but no instance is",
-            Ok(Tier::Aside) => "a connect failed lately, but no better instance can serve",
+    let verdict = |(instance, tier): (&Arc<Instance>, &Result<Tier, Cow<'static, str>>)| {
+        let eligible = tier.as_ref().is_ok_and(|tier| Some(*tier) == best);
+        let mut reason = match tier {
+            Err(reason) => reason.clone(),
+            Ok(_) if !eligible => "only when no better instance can serve".into(),
+            Ok(Tier::Up) if service.is_static => "a static route is not probed".into(),
+            Ok(Tier::Up) => "up".into(),
+            Ok(Tier::Doubtful) if instance.suspect => "suspect, but no better instance can serve".into(),
+            Ok(Tier::Doubtful) => "not known to be up, but no instance is".into(),
+            Ok(Tier::Aside) => "a connect failed lately, but no better instance can serve".into(),
         };
+        let share = instance.state.share(now, nanos(slow_start));
+        if eligible && share < WHOLE {
+            reason = format!("{reason}, with {} % of its share so soon after it was down", share * 100 / WHOLE).into();
+        }
         InstanceVerdict {
             id: instance.id.to_string(),
             url: instance.url.to_string(),
             status: instance.status.as_str().into(),
-            eligible: tier.is_ok_and(|tier| Some(tier) == best),
-            reason: reason.into(),
+            eligible,
+            reason: reason.into_owned(),
         }
     };
     service.instances.iter().zip(&tiers).map(verdict).collect()
@@ -293,9 +296,13 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::view::{
-        apply,
-        model::{Model, empty, fixed, instance, route},
+    use crate::{
+        balance::Entered,
+        config::Config,
+        view::{
+            apply,
+            model::{Model, config, empty, fixed, instance, route},
+        },
     };
 
     fn key(name: &str, permissions: &str) -> v1::Key {
@@ -436,5 +443,37 @@ mod tests {
         assert_eq!((said(&without_a_key), without_a_key.instances.len()), ("401 UNAUTHORIZED".into(), 2));
         assert_eq!(instances("/any", ""), ["i0 true up", "i1 false only when no better instance can serve"]);
         assert_eq!(instances("/forum", "f.org"), ["i0 false did not declare this route", "i1 true not known to be up, but no instance is"]);
+    }
+
+    #[test]
+    fn a_full_instance_and_one_that_comes_back_are_told_with_their_numbers() {
+        let mut model = Model::new("e");
+        model.routes("a", vec![route("GET /a public by=0,1")]);
+        let capped = |number, status| v1::SnapshotInstance { max_in_flight: 2, ..instance(number, status) };
+        model.instances("a", vec![capped(0, "UP"), capped(1, "DOWN")]);
+        let config = Config { slow_start: Duration::from_secs(10), ..config() };
+        let before = apply(&View::empty(config), model.whole()).unwrap();
+        model.instances("a", vec![capped(0, "UP"), capped(1, "UP")]);
+        let view = apply(&before, model.delta()).unwrap();
+        let asked = |second: u64| {
+            let request = v1::ExplainRequest { method: "GET".into(), path: "/a".into(), ..Default::default() };
+            let answer = explain(&view, &request, second * 1_000_000_000, 0);
+            let instances = answer.instances.iter().map(|one| format!("{} {}", one.eligible, one.reason)).collect::<Vec<_>>();
+            (said(&answer), instances)
+        };
+        let forward = || "0 FORWARD".to_owned();
+        let tenth = "true up, with 10 % of its share so soon after it was down".to_owned();
+        assert_eq!(asked(60), (forward(), vec!["true up".into(), tenth.clone()]));
+        assert_eq!(asked(90), (forward(), vec!["true up".into(), tenth]), "asking is no request: its time has not begun");
+        let service = view.services()[0];
+        let Lookup::Found(route) = view.table.find("", "GET", "/a") else { panic!("there it is") };
+        balance::choose(&service.instances, route, 90 * 1_000_000_000, &[], nanos(view.config.slow_start)).unwrap();
+        assert_eq!(asked(95).1[1], "true up, with 55 % of its share so soon after it was down");
+        assert_eq!(asked(100).1[1], "true up");
+        let fill = |number: usize| (0..2).for_each(|_| assert_eq!(service.instances[number].state.enter(2), Entered::Yes));
+        fill(0);
+        assert_eq!(asked(100), (forward(), vec!["false full (2 in flight)".into(), "true up".into()]));
+        fill(1);
+        assert_eq!(asked(100), ("503 SERVICE_UNAVAILABLE".into(), ["false full (2 in flight)"; 2].map(str::to_owned).to_vec()));
     }
 }

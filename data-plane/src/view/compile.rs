@@ -367,8 +367,9 @@ impl Build {
         };
         // Its requests in flight go on when its addresses change.
         let old = old.filter(|old| *old.registration_id == *snapshot.registration_id);
-        if old.is_some_and(|old| old.status == Status::Down && status == Status::Up) {
-            old.into_iter().for_each(|old| old.state.recovered());
+        // What the view before has of it: DOWN, so nobody looks at its share yet.
+        if let Some(was) = old.filter(|old| old.status == Status::Down && status == Status::Up) {
+            was.state.recovered();
         }
         let tls = tls_name(&url);
         Some(Instance {

@@ -483,3 +483,20 @@ fn drained_instances_are_closed_and_opened_with_the_view() {
     model.remove("a");
     assert!(!apply(&current.load(), model.delta()).unwrap().drains());
 }
+
+#[test]
+fn what_comes_back_from_down_starts_slowly_and_what_is_new_or_was_doubted_does_not() {
+    let mut model = Model::new("e");
+    model.service("a", &["GET /a"]);
+    model.delta();
+    let mut held = view(&model);
+    let mut share_after = |status: &str, registration: &str| {
+        model.instances("a", vec![furt_proto::v1::SnapshotInstance { registration_id: registration.into(), ..instance(0, status) }]);
+        held = apply(&held, model.delta()).unwrap();
+        held.services()[0].instances[0].state.share(2, 10)
+    };
+    assert_eq!(["UNKNOWN", "UP", "DOWN"].map(|status| share_after(status, "r0")), [1000; 3]);
+    assert_eq!(share_after("UP", "r0"), 100);
+    assert_eq!(share_after("DOWN", "r0"), 100);
+    assert_eq!(share_after("UP", "r1"), 1000, "another registration");
+}
