@@ -7,6 +7,7 @@
 
 mod client;
 mod h2;
+mod h2_recorder;
 mod h2_wire;
 mod port;
 mod process;
@@ -25,6 +26,7 @@ mod explain;
 mod grpc;
 mod h2_conformance;
 mod h2_floods;
+mod h2_translation;
 mod health;
 mod openapi;
 mod proxy;
