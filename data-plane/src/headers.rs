@@ -147,8 +147,11 @@ pub fn forward(client: &HeaderMap, with: &Forwarding<'_>) -> HeaderMap {
             Kind::Cookie => cookies.push(value.as_bytes()),
         }
     }
-    // HTTP/2 may send a cookie in pieces, in as many as fit into the list; HTTP/1.1 has one field (RFC 9113 §8.2.3). Valid
-    // values joined by visible characters are a valid value.
+    // HTTP/2 may send a cookie in pieces, in as many as fit into the list; HTTP/1.1 has one field (RFC 9113 §8.2.3). Empty
+    // pieces would leave a separator at its end; valid values joined by visible characters are a valid value.
+    if cookies.len() > 1 {
+        cookies.retain(|piece| !piece.is_empty());
+    }
     if let Some(cookies) = (!cookies.is_empty()).then(|| cookies.join(&b"; "[..])).and_then(|all| HeaderValue::from_bytes(&all).ok()) {
         out.insert(COOKIE, cookies);
     }

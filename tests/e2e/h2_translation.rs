@@ -288,6 +288,11 @@ fn cookies_and_counts() {
     let many = |name: &'static str, count: usize| split(&[&HEAD[..], &vec![(name, "a=1"); count]].concat());
     // RFC 9113 §8.2.3: one field, joined by a semicolon and a space.
     assert_eq!(arena.forwarded("crumbs", &many("cookie", 3)).values("cookie"), [b"a=1; a=1; a=1"]);
+    let pieces = |values: &[&'static str]| {
+        let crumbs: Vec<_> = values.iter().map(|value| ("cookie", *value)).collect();
+        arena.forwarded("crumbs", &headers(WHOLE, 1, &[&HEAD[..], &crumbs].concat())).values("cookie").concat()
+    };
+    assert_eq!((pieces(&["a=1", "", "b=2", ""]), pieces(&["", ""]), pieces(&["", "a=1"])), (b"a=1; b=2".to_vec(), vec![], b"a=1".to_vec()));
     let seen = arena.forwarded("as many crumbs as fit", &many("cookie", 1_500));
     assert_eq!(seen.values("cookie").concat().len(), 1_500 * 5 - 2);
     // `max_headers`; the pseudo-fields are none.
