@@ -96,6 +96,8 @@ enum End {
     None,
     /// The guard refused what comes next; hyper is not told before what it answers has been written.
     Refused(strict::Fault),
+    /// The client has closed its side after a whole request.
+    HalfClosed,
     /// The guard refused a piece of a body that hyper is reading.
     Broken,
     /// Furt's last words are being written.
@@ -210,10 +212,11 @@ impl ClientIo {
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.end {
             // Hyper reads again only when it is woken.
-            End::Refused(_) if self.watch.is_busy() => {
+            End::Refused(_) | End::HalfClosed if self.watch.is_busy() => {
                 self.watch.wait_for_end(context);
                 return Poll::Pending;
             }
+            End::HalfClosed => return Poll::Ready(Ok(())),
             End::Refused(fault) => {
                 self.last_words(respond::raw(&fault.into()), context);
                 return Poll::Pending;
@@ -261,7 +264,7 @@ impl ClientIo {
     /// Whether the client may still be sending something that nobody will read.
     fn is_undrained(&self) -> bool {
         match &self.guard {
-            Guard::Http1(strict, _) => !strict.is_between() || self.end != End::None,
+            Guard::Http1(strict, _) => !strict.is_between() || !matches!(self.end, End::None | End::HalfClosed),
             Guard::Http2(_) => true,
             Guard::Open => false,
         }
@@ -322,6 +325,12 @@ impl AsyncRead for ClientIo {
         }
         let came = buffer.filled().get(before..).map_or(0, <[u8]>::len);
         if came == 0 {
+            self.watch.half_closed();
+            if self.watch.is_busy() && !self.is_undrained() {
+                // To hyper it would be the end of all, the answer under way included.
+                self.end = End::HalfClosed;
+                return self.poll_end(context);
+            }
             return Poll::Ready(Ok(()));
         }
         let seen = self.heard(buffer.filled().get(before..).unwrap_or_default(), context);

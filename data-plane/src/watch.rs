@@ -79,6 +79,8 @@ pub struct Watch {
     of: Of,
     /// The end of the exchange under way is waited for.
     awaited: Cell<bool>,
+    /// The client says nothing any more.
+    half_closed: Cell<bool>,
     /// The last piece of the answer has not been taken by the client yet.
     owed: Cell<bool>,
     verdict: Cell<Verdict>,
@@ -96,6 +98,7 @@ impl Watch {
             exchanges: Cell::new(0),
             of: Of::Connection,
             awaited: Cell::new(false),
+            half_closed: Cell::new(false),
             owed: Cell::new(false),
             verdict: Cell::new(Verdict::Live),
             waker: RefCell::new(None),
@@ -174,6 +177,12 @@ impl Watch {
         self.since.set(now);
     }
 
+    /// The client has closed its side. It may still read, and an answer that ends goes to it whole; that it is gone shows
+    /// when the answer is written. A stream without end would find out late, or never.
+    pub fn half_closed(&self) {
+        self.half_closed.set(true);
+    }
+
     /// A piece of the answer was handed over at `now` and waits to be taken, or (`None`) the last one was taken.
     pub fn owes(&self, since: Option<u64>) {
         self.owed.set(since.is_some());
@@ -198,7 +207,7 @@ impl Watch {
             Phase::Upload if self.of == Of::Exchange => return,
             Phase::Upload => (silent > self.body.get(), Verdict::TooSlow),
             Phase::Answer => (late || silent > self.body.get(), Verdict::Close),
-            Phase::Stream => (late || self.owed.get() && silent > self.body.get(), Verdict::Close),
+            Phase::Stream => (late || self.half_closed.get() || self.owed.get() && silent > self.body.get(), Verdict::Close),
             Phase::Waiting => return,
         };
         if over {

@@ -113,6 +113,11 @@ impl Client {
         Self::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"))
     }
 
+    /// The socket, for another thread to write to.
+    pub fn stream(&mut self) -> TcpStream {
+        self.wire.stream().try_clone().expect("a descriptor")
+    }
+
     pub fn write(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.wire.stream().write_all(bytes.as_ref())
     }
