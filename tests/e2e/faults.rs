@@ -414,6 +414,4 @@ fn streams_over_http2_are_refused_beyond_their_number_and_the_rest_goes_on() {
     }
     assert_eq!(client.outcome(9), Outcome::Reset(h2_wire::REFUSED_STREAM));
     assert_eq!(client.outcome(1), Outcome::Answer(504));
-    client.end();
-    assert!(client.socket().peer_addr().is_ok());
 }

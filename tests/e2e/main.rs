@@ -33,6 +33,7 @@ mod http1_vectors;
 mod limits;
 mod openapi;
 mod proxy;
+mod real_clients;
 mod registration;
 mod reload;
 mod restart;
