@@ -262,17 +262,6 @@ impl Http2 {
         self.stream.set_write_timeout(Some(patience)).expect("a time limit");
     }
 
-    /// The socket itself.
-    pub fn socket(&self) -> &TcpStream {
-        &self.stream
-    }
-
-    /// Says nothing any more, and listens.
-    pub fn end(&mut self) {
-        // It may be closed already.
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
-    }
-
     /// The next frame; none when the connection has ended.
     pub fn frame(&mut self) -> Option<Frame> {
         self.try_frame().unwrap_or_else(|error| panic!("{error} instead of a frame"))
