@@ -3,12 +3,13 @@
 //! The module list is the acceptance list; `docs/acceptance.md` maps each requirement to its test.
 //! The harness: [`world`] runs furt, [`upstream`] is a recording upstream inside the test,
 //! [`process`] one in a process of its own that can be killed, [`port`] a port that stays one's own,
-//! [`client`] sends exact bytes and reads exact answers.
+//! [`peer`] an implementation of somebody else, [`client`] sends exact bytes and reads exact answers.
 
 mod client;
 mod h2;
 mod h2_recorder;
 mod h2_wire;
+mod peer;
 mod port;
 mod process;
 mod upstream;
@@ -25,6 +26,7 @@ mod examples;
 mod faults;
 mod explain;
 mod grpc;
+mod grpc_proxy;
 mod h2_conformance;
 mod h2_floods;
 mod h2_translation;
