@@ -1,5 +1,4 @@
-//! Other people's implementations beside furt: scripts of `tests/peers`, which speak JSON by lines, and programs that
-//! Debian has.
+//! Other people's implementations beside furt: scripts of `tests/peers`, which speak JSON by lines.
 //!
 //! What cannot run here says that it was skipped, and why.
 
@@ -7,7 +6,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Child, ChildStdin, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::Duration,
 };
@@ -95,26 +94,4 @@ impl Drop for Peer {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A program with nothing of this environment but the path to programs. `None`: it is not here.
-pub fn program(name: &str) -> Option<Command> {
-    let mut command = Command::new(name);
-    command.env_clear().stdin(Stdio::null());
-    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    let mut asked = Command::new(name);
-    let there = asked.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if there.is_ok_and(|status| status.success()) {
-        return Some(command);
-    }
-    skipped(&format!("there is no {name}"));
-    None
-}
-
-/// What it printed, of a run that succeeded.
-#[track_caller]
-pub fn printed(output: &Output) -> String {
-    let (printed, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}: {complained}{printed}", output.status);
-    printed.into_owned()
 }
