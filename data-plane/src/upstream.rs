@@ -1,7 +1,7 @@
 //! Connections to services: made to checked addresses only, kept per worker, used again.
 //!
 //! Here: connecting, over TLS where the url says so, and what a request is lent: a connection of its own over
-//! HTTP/1.1, a share of one over HTTP/2. In [`pool`] what is kept between requests. Not here: which instance, which
+//! HTTP/1.1, a share of one over HTTP/2. In `pool` what is kept between requests. Not here: which instance, which
 //! headers, whether a request may go again.
 
 use std::{

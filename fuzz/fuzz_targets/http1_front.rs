@@ -26,7 +26,8 @@ use reference::{End, Most, Request, read_all};
 use tokio_util::sync::CancellationToken;
 
 /// The limits on the client are those of this configuration.
-const CONFIG: &str = "[server]\nlisten = 127.0.0.1:0\nworkers = 1\nmax_header_size = 4 KiB\nmax_headers = 16\nmax_uri_length = 256\nlog_requests = false\n";
+const CONFIG: &str =
+    "[server]\nlisten = 127.0.0.1:0\nworkers = 1\nmax_header_size = 4 KiB\nmax_headers = 16\nmax_uri_length = 256\nlog_requests = false\n";
 const CLIENT: Most = Most { head: 4096, fields: 16, target: 256 };
 /// What furt adds to a request is no fault.
 const SERVICE: Most = Most { head: 65_536, fields: 64, target: 4096 };
