@@ -304,25 +304,16 @@ fn request_line(text: &[u8], limits: &Limits) -> Result<bool, Fault> {
     if method == b"CONNECT" {
         return Err(Fault::Malformed("CONNECT is not served here"));
     }
-    if !target.iter().all(u8::is_ascii_graphic) || !has_form(target) {
+    // Origin form, asterisk form or absolute form (RFC 9112 §3.2); what is left is the authority form of CONNECT.
+    let absolute = || [&b"http://"[..], b"https://"].iter().any(|scheme| starts_with_word(target, scheme));
+    let has_form = target.starts_with(b"/") || target == b"*" || absolute();
+    if !has_form || !target.iter().all(u8::is_ascii_graphic) {
         return Err(malformed);
     }
     if target.len() > limits.target {
         return Err(Fault::UriTooLong);
     }
-    if memchr(b'#', target).is_some() {
-        return Err(Fault::Fragment);
-    }
-    // Origin form, asterisk form or absolute form (RFC 9112 §3.2); what is left is the authority form of CONNECT.
-    let absolute = || [&b"http://"[..], b"https://"].iter().any(|scheme| starts_with_word(target, scheme));
-    if target.starts_with(b"/") || target == b"*" || absolute() { Ok(http10) } else { Err(malformed) }
-}
-
-/// Whether a target begins as a path or a URL does, or is the `*` of OPTIONS (RFC 9112 §3.2): the form that is left, a host
-/// and a port, belongs to CONNECT.
-fn has_form(target: &[u8]) -> bool {
-    let scheme = target.iter().position(|byte| !(byte.is_ascii_alphanumeric() || b"+-.".contains(byte))).unwrap_or(target.len());
-    target.starts_with(b"/") || target == b"*" || scheme > 0 && target.get(scheme..).is_some_and(|rest| rest.starts_with(b"://"))
+    if memchr(b'#', target).is_some() { Err(Fault::Fragment) } else { Ok(http10) }
 }
 
 fn starts_with_word(text: &[u8], word: &[u8]) -> bool {

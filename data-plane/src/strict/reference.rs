@@ -197,8 +197,8 @@ fn request_line(line: &[u8], most: &Most) -> Result<(String, String, bool), End>
     if method.is_empty() || method.len() > 32 || !method.bytes().all(|byte| is_token(&byte)) || method == "CONNECT" {
         return Err(BAD);
     }
-    let is_scheme = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let has_form = target == "*" || target.starts_with('/') || target.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme));
+    let scheme = target.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let has_form = target == "*" || target.starts_with('/') || scheme.is_some_and(|scheme| scheme == "http" || scheme == "https");
     if !has_form || target.bytes().any(|byte| !matches!(byte, 0x21..=0x7E)) {
         return Err(BAD);
     }

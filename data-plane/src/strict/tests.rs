@@ -113,6 +113,7 @@ fn well_formed_requests_pass() {
     one("GET / HTTP/1.0\r\n\r\n");
     one("OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n");
     one("GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n");
+    one("GET HTTPS://h/ HTTP/1.1\r\nHost: h\r\n\r\n");
     one("\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n");
     one(&get("X: \u{e4}\u{f6}\u{fc}\r\nY:\r\n!#$%&'*+-.^_`|~: \t z \t \r\n"));
     one(&get("Content-Length: 0\r\n"));
@@ -144,6 +145,8 @@ fn what_is_no_request_line_is_refused_as_soon_as_that_is_known() {
         "GET ** HTTP/1.1",
         "GET ://h/ HTTP/1.1",
         "GET h:/a://b HTTP/1.1",
+        "GET ftp://h/ HTTP/1.1",
+        "GET xhttp://h/ HTTP/1.1",
         "GET /\0 HTTP/1.1",
         "GET /\r HTTP/1.1",
         "GET /\u{80} HTTP/1.1",
@@ -307,6 +310,8 @@ fn fragment() -> impl Strategy<Value = Vec<u8>> {
         "CONNECT ",
         "/",
         "/a?b",
+        "http://h/",
+        "ftp://h/",
         "#",
         " HTTP/1.1\r\n",
         " HTTP/1.0\r\n",
