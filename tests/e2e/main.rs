@@ -43,3 +43,4 @@ mod session;
 mod smuggling;
 mod streaming;
 mod tls;
+mod websocket;

@@ -23,7 +23,7 @@ use crate::{
     world::{Conf, WEBSITE_KEY, World, block_on, eventually},
 };
 
-mod party;
+pub mod party;
 mod services;
 
 use party::{Client, Files, Hello, Pair, roots};

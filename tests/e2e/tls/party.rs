@@ -14,7 +14,7 @@ use std::{
 };
 
 use furt_proto::tls::provider;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, StreamOwned, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -46,6 +46,8 @@ impl Pair {
     pub fn below_an_authority(names: &[&str]) -> (Self, Self) {
         let mut of_authority = params(&[]);
         of_authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Of the same name as what leads to it, it would make that look signed by itself.
+        of_authority.distinguished_name.push(DnType::CommonName, "an authority");
         let above = KeyPair::generate().expect("a key");
         let authority = of_authority.self_signed(&above).expect("a certificate");
         let issuer = Issuer::new(of_authority, above);
