@@ -20,6 +20,8 @@ use crate::{
     world::{Conf, WEBSITE_KEY, World, eventually},
 };
 
+mod versions;
+
 /// Whether a program runs; says aloud when it does not.
 fn has(program: &str, arguments: &[&str]) -> bool {
     let found = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
