@@ -409,14 +409,14 @@ mod tests {
         assert_eq!((&*request.instance, &*request.version, request.weight, &*request.protocol), ("b", "1.2", Some(7), "h2"));
         assert_eq!((request.metadata, request.dry_run), (metadata, true));
         let timeouts: Vec<_> = request.routes.iter().map(|route| &*route.timeout).collect();
-        assert_eq!(timeouts, ["500ms", "30", "0.5"]);
+        assert_eq!((timeouts, &*request.routes[0].deadline), (vec!["500ms", "30", "0.5"], "60"));
         assert!(request.routes[0].public && request.routes[0].host == "a.example.org");
     }
 
     #[test]
     fn every_fault_is_told_at_once_with_its_path() {
         let body = r#"{"servce": "sagjan", "url": 5, "url": "http://a", "routes": [
-            {"method": "GET", "path": "/a"}, 7, {"methd": "GET", "path": null, "public": "yes", "timeout": []}],
+            {"method": "GET", "path": "/a"}, 7, {"methd": "GET", "path": null, "public": "yes", "timeout": [], "deadline": []}],
             "healthEndpoint": "/", "weight": 1.5, "metadata": {"a": 1, "b": "x", "b": "y"}, "favourite colour": 1, "version": null}"#;
         assert_eq!(
             faults(body),
@@ -429,6 +429,7 @@ mod tests {
                 "routes[2].path: must be a string, got null; leave the field out instead",
                 "routes[2].public: must be true or false, got a string",
                 "routes[2].timeout: must be seconds or a string such as \"500ms\", got an array",
+                "routes[2].deadline: must be seconds or a string such as \"500ms\", got an array",
                 "routes[2].method: is missing",
                 "healthEndpoint: unknown field; did you mean health_endpoint?",
                 "weight: must be an integer from 1 to 1000, got 1.5",

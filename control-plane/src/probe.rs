@@ -10,7 +10,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -106,8 +106,11 @@ async fn ask(ticket: &Ticket, epoch: &str, timeout: Duration, tls: Arc<UpstreamT
     if !url.tls() {
         return converse(stream, h2, request, began).await;
     }
-    // Whatever is wrong with the other side's certificate is the other side's fault.
-    let stream = tls.connect(url.host(), h2, stream).await.map_err(|error| Failure::Theirs(format!("TLS: {error}")))?;
+    let stream = tls.connect(url.host(), h2, stream).await.map_err(|error| match error.into() {
+        // Whatever is wrong with the other side's certificate is the other side's fault.
+        Failure::Theirs(why) => Failure::Theirs(format!("TLS: {why}")),
+        ours => ours,
+    })?;
     converse(stream, h2, request, began).await
 }
 
@@ -117,12 +120,9 @@ where
 {
     let io = TokioIo::new(stream);
     if h2 {
-        let tasks = Tasks::default();
-        let builder = http2::Builder::new(tasks.clone());
-        let (mut sender, connection) = builder.handshake(io).await.map_err(no_http2)?;
-        let answered = exchange(connection, sender.send_request(request), began).await;
-        tasks.end();
-        return answered.map_err(no_http2_either);
+        let tasks = Ending::default();
+        let (mut sender, connection) = http2::Builder::new(tasks.0.clone()).handshake(io).await.map_err(no_http2)?;
+        return exchange(connection, sender.send_request(request), began).await.map_err(no_http2_either);
     }
     let (mut sender, connection) = http1::Builder::new().max_buf_size(MOST_HEAD).handshake(io).await?;
     exchange(connection, sender.send_request(request), began).await
@@ -132,10 +132,12 @@ fn no_http2(error: hyper::Error) -> Failure {
     no_http2_either(error.into())
 }
 
-/// What a service that speaks only HTTP/1.1 says is no frame; the words of the codec alone would puzzle.
+/// What a service that speaks only HTTP/1.1 says is no frame, or it hangs up: the words of the codec alone would puzzle.
+/// One that says goodbye by the rules ("received") does speak HTTP/2.
 fn no_http2_either(failure: Failure) -> Failure {
     match failure {
-        Failure::Theirs(why) if why.contains("http2 error: connection") => Failure::Theirs(format!("it does not speak HTTP/2: {why}")),
+        Failure::Theirs(why) if why.contains("connection error detected") => Failure::Theirs(format!("it does not speak HTTP/2: {why}")),
+        Failure::Theirs(why) if why.starts_with("connection error") => Failure::Theirs(format!("it may not speak HTTP/2: {why}")),
         other => other,
     }
 }
@@ -179,23 +181,30 @@ where
     Ok(took)
 }
 
-/// What hyper spawns for a connection over HTTP/2; it ends with the probe.
+/// What hyper spawns for a connection over HTTP/2.
 #[derive(Debug, Clone, Default)]
-struct Tasks(Arc<Tied>);
-
-#[derive(Debug, Default)]
-struct Tied(Mutex<Vec<AbortHandle>>);
+struct Tasks(Arc<Mutex<Vec<AbortHandle>>>);
 
 impl Tasks {
-    fn end(&self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|task| task.abort());
+    fn lock(&self) -> MutexGuard<'_, Vec<AbortHandle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends them with the probe, also with one that is given up.
+#[derive(Debug, Default)]
+struct Ending(Tasks);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.lock().drain(..).for_each(|task| task.abort());
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
     fn execute(&self, future: F) {
         let task = tokio::spawn(future).abort_handle();
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        self.lock().push(task);
     }
 }
 
@@ -274,6 +283,9 @@ async fn drain(mut body: Incoming) {
 }
 
 #[cfg(test)]
+mod spoken;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
@@ -289,7 +301,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
-    fn probe() -> HttpProbe {
+    pub(super) fn probe() -> HttpProbe {
         let tls = Arc::new(UpstreamTls::new(rustls::RootCertStore::empty()));
         HttpProbe::new(move || tls.clone())
     }

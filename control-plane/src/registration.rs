@@ -447,6 +447,7 @@ mod tests {
         request.routes[1].path = "/a//b".into();
         request.routes[2].permission = "comments:*".into();
         request.routes[2].timeout = "0".into();
+        request.routes[2].deadline = "2d".into();
         request.routes[3].host = "a:80".into();
         let faults = Registration::parse(&request).unwrap_err();
         let fields: Vec<_> = faults.iter().map(|fault| fault.field.as_str()).collect();
@@ -460,6 +461,7 @@ mod tests {
             "routes[1].path",
             "routes[2].permission",
             "routes[2].timeout",
+            "routes[2].deadline",
             "routes[3].host",
         ];
         assert_eq!(fields, expected);
@@ -495,6 +497,30 @@ mod tests {
         check(&|request| request.weight = Some(1001), "weight");
         check(&|request| request.version = "v".repeat(1025), "version");
         check(&|request| request.metadata = (0..65).map(|n| (n.to_string(), String::new())).collect(), "metadata");
+    }
+
+    #[test]
+    fn times_of_a_route_are_a_millisecond_to_a_day_each_by_itself() {
+        let check = |timeout: &str, deadline: &str, expected: Result<[Option<u64>; 2], &str>| {
+            let mut request = seed();
+            (request.routes[0].timeout, request.routes[0].deadline) = (timeout.into(), deadline.into());
+            let ms = |time: Option<Duration>| time.map(|time| u64::try_from(time.as_millis()).unwrap());
+            let read = Registration::parse(&request);
+            let told = read.as_ref().map(|read| [ms(read.routes[0].timeout), ms(read.routes[0].deadline)]);
+            assert_eq!(told.map_err(|faults| faults[0].message.as_str()), expected, "{timeout} {deadline}");
+            // What is kept in the store and read again is the same.
+            if let Ok(read) = &read {
+                assert_eq!(Registration::parse(&read.to_request()).as_ref(), Ok(read));
+            }
+        };
+        check("", "", Ok([None, None]));
+        check("30", "60", Ok([Some(30_000), Some(60_000)]));
+        // The deadline ends what the timeout would have let go on: no fault, as the one may be furt.conf's.
+        check("30", "1ms", Ok([Some(30_000), Some(1)]));
+        check("", "86400", Ok([None, Some(86_400_000)]));
+        check("", "86401", Err("a deadline is 1ms to a day, got \"86401\""));
+        check("", "0", Err("a deadline is 1ms to a day, got \"0\""));
+        check("0", "", Err("a timeout is 1ms to a day, got \"0\""));
     }
 
     #[test]

@@ -6,8 +6,11 @@ use furt_proto::v1;
 use prost::Message;
 
 use super::*;
-use crate::publication::Notice;
-use crate::registry::tests::request;
+use crate::{
+    config::Grant,
+    publication::Notice,
+    registry::tests::{grant, request},
+};
 
 impl Services {
     /// Misses every probe until nothing is due any more.
@@ -374,4 +377,40 @@ fn reports_say_what_was_seen_and_when_it_is_asked_next() {
     world.probe(missed());
     let report = &read(&world, seen)[0];
     assert_eq!((report.response_time_ms, report.consecutive_failures), (None, 1));
+}
+
+#[test]
+fn terms_of_a_grant_and_times_of_a_route_reach_the_data_planes_and_only_what_changed_is_told_again() {
+    let mut world = World::new();
+    let mut timed = sagjan();
+    (timed.routes[0].timeout, timed.routes[0].deadline) = ("500ms".into(), "60".into());
+    world.register(timed);
+    world.register(request("obr", 7813, &["GET /b"]));
+    let all = world.message(0);
+    let route = &all.services.iter().find(|service| service.name == "sagjan").unwrap().routes.as_ref().unwrap().routes[0];
+    assert_eq!((route.timeout_ms, route.deadline_ms), (500, 60_000));
+
+    let mut version = world.services.publication().version();
+    let mut after = |grants: Vec<Grant>| {
+        world.services.set_grants(grants.into_iter().collect());
+        let told = world.message(version);
+        version = told.version;
+        assert!(told.services.iter().all(|service| service.routes.is_none()), "routes are untouched");
+        let terms = |service: &v1::ServiceSnapshot| {
+            let one = &service.instances.as_ref().unwrap().instances[0];
+            (service.name.clone(), one.max_in_flight, one.keep_alive_off)
+        };
+        told.services.iter().map(terms).collect::<Vec<_>>()
+    };
+    let capped = |most, keep_alive| Grant { max_in_flight: most, keep_alive, ..grant(Some("sagjan")) };
+    assert_eq!(after(vec![grant(None)]), [], "what a default grant says of it is what was said");
+    assert_eq!(after(vec![grant(None), capped(3, true)]), [("sagjan".into(), 3, false)]);
+    let narrower = Grant { max_instances: 1, ..capped(3, true) };
+    assert_eq!(after(vec![grant(None), narrower]), [], "no data plane needs to know");
+    assert_eq!(after(vec![grant(None), capped(3, false)]), [("sagjan".into(), 3, true)]);
+    assert_eq!(after(vec![Grant { max_in_flight: 9, ..grant(None) }, capped(3, false)]), [("obr".into(), 9, false)]);
+    assert_eq!(after(vec![Grant { max_in_flight: 9, ..grant(None) }]), [("sagjan".into(), 9, false)]);
+    world.register(request("mail", 7814, &["GET /c"]));
+    let told = world.message(version);
+    assert_eq!(told.services[0].instances.as_ref().unwrap().instances[0].max_in_flight, 9, "who comes later has them too");
 }
