@@ -7,8 +7,10 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::{
-    client::Request,
+    client::{Client, Request},
     peer::Peer,
+    tls::party::{Files, Pair},
+    upstream::Upstream,
     world::{Conf, READER_KEY, WEBSITE_KEY, World, eventually, registration},
 };
 
@@ -67,11 +69,57 @@ fn all_four_kinds_of_call_and_their_metadata_go_through() {
     let seen = line.server.tells("metadata");
     assert!(seen["x-request-id"].is_string() && seen["user-agent"].as_str().is_some_and(|agent| agent.contains("grpc-python")), "{seen}");
 
+    all_four_kinds(&mut line);
+}
+
+#[track_caller]
+fn all_four_kinds(line: &mut Line) {
+    ok(&line.call("unary", "/t.S/Echo", &[json!("hello")]), &json!(["hello"]));
     ok(&line.call("down", "/t.S/Count", &[json!("5")]), &json!(["0", "1", "2", "3", "4"]));
     ok(&line.call("down", "/t.S/Count", &[json!("0")]), &json!([]));
     ok(&line.call("up", "/t.S/Join", &[json!("a"), json!("b"), json!("c")]), &json!(["a+b+c"]));
     ok(&line.call("both", "/t.S/Bidi", &[json!("a"), json!("b"), json!("c")]), &json!(["A", "B", "C"]));
     ok(&line.call("both", "/t.S/Bidi", &[]), &json!([]));
+}
+
+#[test]
+fn all_four_kinds_of_call_go_through_over_tls() {
+    let (files, (authority, own)) = (Files::new(), Pair::below_an_authority(&["a.test"]));
+    files.put("a", &own);
+    files.write("authority.pem", &authority.pem);
+    let [certificates, keys] = files.lines(&["a"]);
+    let Some(mut line) = Line::start(Conf::new().server(&certificates).server(&keys)) else { return };
+    let arguments = [line.furt.public.to_string(), files.path("authority.pem").display().to_string(), "a.test".into()];
+    line.client = Peer::start("grpc_client.py", "grpc", arguments).expect("the first one started");
+    all_four_kinds(&mut line);
+    let none = json!({"call": "/k.S/Echo", "kind": "unary", "send": [""]});
+    refused(&line.client.ask(&none), "UNAUTHENTICATED", "no-key");
+}
+
+#[test]
+fn a_client_that_is_gone_without_a_word_ends_its_calls_at_the_service() {
+    let Some(mut line) = Line::start(Conf::new()) else { return };
+    line.client.order(&json!({"call": "/t.S/Wait", "kind": "unary", "send": [""], "timeout": 60}));
+    line.server.tells("patience");
+    line.client.kill();
+    assert_eq!(line.server.tells("cancelled"), true);
+}
+
+#[test]
+fn a_call_may_be_silent_for_longer_than_any_body() {
+    let Some(mut line) = Line::start(Conf::new().server("body_idle_timeout = 200ms")) else { return };
+    line.client.order(&json!({"call": "/t.S/Pause", "kind": "down", "send": ["1"]}));
+    line.server.tells("pausing");
+    let plain = Upstream::start("plain");
+    line.furt.register("plain", &plain.url(), &["POST /plain comments:write"]);
+    let upload = format!("POST /plain HTTP/1.1\r\nHost: h\r\nX-API-Key: {WEBSITE_KEY}\r\nContent-Length: 9\r\n\r\nhalf");
+    for _ in 0..2 {
+        let mut stalled = Client::new(line.furt.public);
+        stalled.write(&upload).expect("sent");
+        stalled.read("POST").expect("an answer").refused(408, "REQUEST_TIMEOUT");
+    }
+    line.server.order(&json!("go on"));
+    ok(&line.client.says(), &json!(["before", "after"]));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
     {"call": "/t.S/Echo", "kind": "unary", "send": ["text", 1000], "key": "…", "timeout": 5, "times": 1, "cancel_after": 1}
 
+Its arguments: the address of furt and, for TLS, the file of the authority and the name in the certificate.
 A number among what is sent stands for a message of so many bytes. The kinds: unary, down, up, both.
 """
 
@@ -12,7 +13,14 @@ import sys
 import grpc
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
-channel = grpc.insecure_channel(sys.argv[1], options=OPTIONS)
+address, *secure = sys.argv[1:]
+if secure:
+    authority, name = secure
+    with open(authority, "rb") as file:
+        credentials = grpc.ssl_channel_credentials(file.read())
+    channel = grpc.secure_channel(address, credentials, options=[*OPTIONS, ("grpc.ssl_target_name_override", name)])
+else:
+    channel = grpc.insecure_channel(address, options=OPTIONS)
 MAKERS = {
     "unary": channel.unary_unary,
     "down": channel.unary_stream,

@@ -1,6 +1,7 @@
 """A gRPC service without a .proto file: bytes in, bytes out, on a port it prints.
 
-What a test should see of it is printed as one JSON object a line. It ends when its standard input does.
+What a test should see of it is printed as one JSON object a line. A line on its standard input ends the pauses that are
+under way; the end of that ends it.
 """
 
 import json
@@ -74,6 +75,16 @@ def stream_on(_request, context):
         ended.wait(0.02)
 
 
+resumed = threading.Event()
+
+
+def pause(_request, _context):
+    yield b"before"
+    say(pausing=True)
+    resumed.wait(20)
+    yield b"after"
+
+
 UNARY = grpc.unary_unary_rpc_method_handler
 DOWN = grpc.unary_stream_rpc_method_handler
 METHODS = {
@@ -87,6 +98,7 @@ METHODS = {
     "FailLater": DOWN(fail_later),
     "Wait": UNARY(wait),
     "StreamOn": DOWN(stream_on),
+    "Pause": DOWN(pause),
 }
 
 
@@ -106,5 +118,6 @@ server.add_generic_rpc_handlers((Methods(),))
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
 say(port=port)
-sys.stdin.read()
+for _line in sys.stdin:
+    resumed.set()
 os._exit(0)
