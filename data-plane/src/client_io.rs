@@ -130,6 +130,12 @@ impl ClientIo {
     /// From here on the client speaks what it switched to; `read` are bytes of that which hyper has read already.
     pub fn switched(&mut self, read: Bytes) {
         self.guard = Guard::Open;
+        self.end = match self.end {
+            End::HalfClosed => End::None,
+            // What the guard refused is gone, and what came after it makes no sense without it.
+            End::Refused(_) => End::Broken,
+            end => end,
+        };
         self.first = if self.first.is_empty() { read } else { [read, std::mem::take(&mut self.first)].concat().into() };
     }
 
@@ -325,6 +331,10 @@ impl AsyncRead for ClientIo {
         }
         let came = buffer.filled().get(before..).map_or(0, <[u8]>::len);
         if came == 0 {
+            if matches!(self.guard, Guard::Open) {
+                // The tunnel tells the service so, and goes on the other way.
+                return Poll::Ready(Ok(()));
+            }
             self.watch.half_closed();
             if self.watch.is_busy() && !self.is_undrained() {
                 // To hyper it would be the end of all, the answer under way included.
