@@ -17,6 +17,7 @@ mod wire;
 mod world;
 
 mod acceptance;
+mod balancing;
 mod cli;
 mod demo;
 mod dry_run;

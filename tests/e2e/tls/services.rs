@@ -182,3 +182,27 @@ fn a_certificate_of_another_host_and_a_protocol_that_is_not_spoken_are_refused()
     let furt = conf().more(&route(&old.url("127.0.0.1"), "")).start();
     assert_eq!(furt.send(&Request::get("/api/a").key(WEBSITE_KEY)).status, 200);
 }
+
+#[test]
+fn probes_hold_who_is_not_trusted_for_down_and_the_timeline_names_the_certificate_until_a_reload_trusts_it() {
+    let (own, _, files) = trusted();
+    let (stranger, _) = Pair::below_an_authority(&["127.0.0.1"]);
+    files.write("stranger.pem", &stranger.pem);
+    let service = Service::start(&own, &["http/1.1"]);
+    let mut furt = trusting(&files, &["stranger.pem"]).quick().start();
+    furt.register("sagjan", &service.url("127.0.0.1"), ROUTES);
+    furt.until("sagjan", "DOWN");
+    let timeline = |furt: &World| {
+        let answer = Request::get("/internal/services/sagjan").send(furt.internal).json();
+        answer["data"]["service"]["instances"][0]["timeline"].clone()
+    };
+    let told = timeline(&furt);
+    let cause = told[0]["cause"].as_str().unwrap_or_default();
+    assert_eq!((&told[0]["from"], &told[0]["to"]), (&json!("UNKNOWN"), &json!("DOWN")));
+    assert!(cause.starts_with("TLS: invalid peer certificate"), "{cause}");
+    furt.rewrite(trusting(&files, &["stranger.pem", "ca.pem"]).quick());
+    furt.reload().status(200);
+    furt.until("sagjan", "UP");
+    served(&furt);
+    assert_eq!(timeline(&furt)[1]["cause"], "answered");
+}
