@@ -12,6 +12,7 @@ mod h2_wire;
 mod peer;
 mod port;
 mod process;
+mod raw_service;
 mod upstream;
 mod wire;
 mod world;
