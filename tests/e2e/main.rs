@@ -35,6 +35,7 @@ mod h2_translation;
 mod health;
 mod http1_vectors;
 mod limits;
+mod lying_upstreams;
 mod openapi;
 mod proxy;
 mod real_clients;

@@ -9,7 +9,7 @@ use crate::{
     client::{Answer, Client},
     h2_wire::{self, Http2},
     raw_service::{Accepted, RawService},
-    upstream::{Reply, Upstream, ok},
+    upstream::{Reply, Upstream, answer, ok},
     world::{WEBSITE_KEY, eventually},
 };
 
@@ -128,7 +128,7 @@ fn an_early_answer_of_a_service_is_read_whole_too() {
     // Answers before it has read the body, and reads on.
     let service = RawService::start(|service| {
         if service.request().is_some() {
-            service.write(ok("y".repeat(100_000))).expect("furt reads");
+            service.write(answer(200, &[("Connection", "close")], "y".repeat(100_000))).expect("furt reads");
             service.until_closed();
         }
     });
