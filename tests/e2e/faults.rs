@@ -115,7 +115,7 @@ fn metric(furt: &World, name: &str) -> u64 {
 /// requests and descriptors at once, memory after a few rounds, for the allocator's pools grow to their size. What leaks
 /// grows with each.
 #[track_caller]
-fn leaves_nothing(furt: &World, fault: impl Fn()) {
+pub fn leaves_nothing(furt: &World, fault: impl Fn()) {
     const ROUNDS: usize = 6;
     let said = furt.log().len();
     fault();

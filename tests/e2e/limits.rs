@@ -15,7 +15,7 @@ use crate::{
     client::{Client, Request},
     h2_wire::{self, Http2, Outcome},
     upstream::{Reply, Upstream, ok},
-    world::{Conf, WEBSITE_KEY, World, eventually},
+    world::{ADMIN_KEY, Conf, READER_KEY, WEBSITE_KEY, World, eventually},
 };
 
 const ROUTES: &[&str] = &["* /t/* comments:read"];
@@ -64,6 +64,87 @@ fn a_body_has_so_many_bytes_however_it_comes() {
     assert_eq!(over_h2(&furt, 1025), Outcome::Answer(413));
 }
 
+#[test]
+fn what_no_key_says_is_the_default() {
+    let upstream = Upstream::start("u");
+    let furt = world(Conf::new(), &upstream);
+    let padded = |by: usize| get("/t/x").field("X-Pad", &"a".repeat(by));
+    let room = 64 * 1024 - padded(0).to_bytes(furt.public).len();
+    furt.send(&padded(room)).status(200);
+    furt.send(&padded(room + 1)).refused(431, "HEADERS_TOO_LARGE");
+    let many = |count: usize| (0..count).fold(get("/t/x"), |request, number| request.field(&format!("X-{number}"), "1"));
+    // Host and the key are two of the hundred.
+    furt.send(&many(98)).status(200);
+    furt.send(&many(99)).refused(431, "HEADERS_TOO_LARGE");
+    let long = |length: usize| get(&format!("/t/{}", "a".repeat(length - 3)));
+    furt.send(&long(8 * 1024)).status(200);
+    furt.send(&long(8 * 1024 + 1)).refused(414, "URI_TOO_LONG");
+    let post = |length: usize| Request::post("/t/x", vec![b'x'; length]).key(WEBSITE_KEY);
+    furt.send(&post(10 << 20)).status(200);
+    furt.send(&post((10 << 20) + 1)).refused(413, "PAYLOAD_TOO_LARGE");
+    furt.send(&post((10 << 20) + 1).chunked()).refused(413, "PAYLOAD_TOO_LARGE");
+    let mut client = Http2::with(furt.public, &[]);
+    assert!(client.settle().contains(&(h2_wire::MAX_CONCURRENT_STREAMS, 128)));
+}
+
+#[test]
+fn a_thousand_connections_and_six_hundred_guesses_are_the_default_of_one_address() {
+    let upstream = Upstream::start("u");
+    let furt = world(Conf::new().server("trusted_proxies = 192.0.2.1"), &upstream);
+    let mut kept: Vec<_> = (0..1_000).map(|_| Client::new(furt.public)).collect();
+    let answer = kept[999].ask(&get("/t/x"));
+    assert_eq!(answer.status, 200, "the last of them is served");
+    assert!(Client::new(furt.public).closes(), "one too many");
+    let guess = |number: usize| Request::get("/t/x").key(&format!("guess-{number}-of-a-key-that-is-long-enough"));
+    for number in 0..600 {
+        kept[0].ask(&guess(number)).refused(401, "UNAUTHORIZED");
+    }
+    // The more time the guesses take, the more of them have been given back, ten a second.
+    let refused = (600..1_200).map(|number| kept[0].ask(&guess(number))).find(|answer| answer.status != 401).expect("it has an end");
+    refused.refused(429, "RATE_LIMIT_EXCEEDED");
+    assert_eq!((refused.field("retry-after"), refused.field("x-furt-reason")), (Some("1"), Some("failed-keys")));
+}
+
+#[test]
+fn a_client_address_has_so_many_requests_whatever_its_key_and_connection() {
+    let upstream = Upstream::start("u");
+    let furt = world(Conf::new().server("ip_rate_limit = 4/min"), &upstream);
+    let ask = |key: &str, from: &str| furt.send(&Request::get("/t/x").key(key).field("X-Forwarded-For", from));
+    for key in [WEBSITE_KEY, READER_KEY, ADMIN_KEY, WEBSITE_KEY] {
+        ask(key, "192.0.2.1").status(200);
+    }
+    for key in [WEBSITE_KEY, READER_KEY, ADMIN_KEY] {
+        let spent = ask(key, "192.0.2.1");
+        spent.refused(429, "RATE_LIMIT_EXCEEDED");
+        // One comes back every fifteen seconds.
+        assert!(matches!(spent.field("retry-after").and_then(|wait| wait.parse().ok()), Some(1..=15)), "{spent:?}");
+    }
+    ask(WEBSITE_KEY, "192.0.2.2").status(200);
+    assert_eq!(upstream.requests().len(), 5);
+}
+
+#[test]
+fn the_same_limits_hold_over_http2() {
+    let upstream = Upstream::start("u");
+    let conf = Conf::new().server("max_header_size = 2 KiB").server("max_headers = 10").server("max_uri_length = 300");
+    let furt = world(conf, &upstream);
+    let ask = |path: &str, more: &[(&str, &str)]| {
+        let fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "h"), ("x-api-key", WEBSITE_KEY)];
+        let mut client = Http2::new(furt.public);
+        client.write(h2_wire::headers(h2_wire::WHOLE, 1, &[&fields, more].concat()));
+        client.outcome(1)
+    };
+    assert_eq!(ask("/t/x", &[]), Outcome::Answer(200));
+    let long = |length: usize| format!("/t/{}", "a".repeat(length - 3));
+    assert_eq!((ask(&long(300), &[]), ask(&long(301), &[])), (Outcome::Answer(200), Outcome::Answer(414)));
+    // The key is one of them; what takes the place of Host is not counted.
+    let fields: Vec<(&str, &str)> = ["x-1", "x-2", "x-3", "x-4", "x-5", "x-6", "x-7", "x-8", "x-9", "x-10"].map(|name| (name, "1")).into();
+    assert_eq!((ask("/t/x", &fields[..9]), ask("/t/x", &fields)), (Outcome::Answer(200), Outcome::Answer(431)));
+    let pad = "a".repeat(2048);
+    assert_eq!((ask("/t/x", &[("x-pad", &pad[..1500])]), ask("/t/x", &[("x-pad", &pad)])), (Outcome::Answer(200), Outcome::Answer(431)));
+    assert_eq!(upstream.requests().len(), 4);
+}
+
 fn over_h2(furt: &World, length: usize) -> Outcome {
     let mut client = Http2::new(furt.public);
     let fields = [(":method", "POST"), (":scheme", "http"), (":path", "/t/x"), (":authority", "h"), ("x-api-key", WEBSITE_KEY)];
@@ -92,8 +173,8 @@ fn a_head_and_the_next_request_have_so_much_time() {
     trickle.write("GET /t/").unwrap();
     let writer = trickle.stream();
     let trickling = thread::spawn(move || {
-        let mut writer = writer;
-        while std::io::Write::write_all(&mut writer, b"x").is_ok() {
+        let (mut writer, began) = (writer, Instant::now());
+        while began.elapsed() < Duration::from_secs(2) && std::io::Write::write_all(&mut writer, b"x").is_ok() {
             thread::sleep(Duration::from_millis(50));
         }
     });
