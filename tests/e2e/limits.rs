@@ -287,6 +287,7 @@ fn an_instance_has_so_many_requests_at_once_and_nothing_queues() {
     let statuses: Vec<u16> = thread::scope(|scope| {
         let asking: Vec<_> = (0..40).map(|_| scope.spawn(|| furt.send(&get("/t/x")))).collect();
         eventually("all but five are answered", || (asking.iter().filter(|one| one.is_finished()).count() == 35).then_some(()));
+        eventually("the five are there", || (now.load(Ordering::SeqCst) == 5).then_some(()));
         (0..5).for_each(|_| release.send(()).unwrap());
         let answers: Vec<_> = asking.into_iter().map(|one| one.join().unwrap()).collect();
         for full in answers.iter().filter(|answer| answer.status != 200) {
