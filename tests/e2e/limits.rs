@@ -314,3 +314,27 @@ fn a_service_that_wants_it_gets_a_connection_for_each_request() {
     assert_eq!((requests.len(), connections.len()), (5, 5));
     assert!(requests.iter().all(|seen| seen.field("connection") == Some("close")));
 }
+
+#[test]
+fn one_connection_over_http2_has_so_many_requests_open_and_goes_on() {
+    let upstream = Upstream::with(|seen| if seen.target == "/t/hang" { Reply::Hang } else { Reply::Bytes(ok("x")) });
+    let furt = world(Conf::new().server("h2_max_streams = 4").gateway("upstream_timeout = 1s"), &upstream);
+    let mut client = Http2::new(furt.public);
+    let fields = |path| [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "h"), ("x-api-key", WEBSITE_KEY)];
+    for stream in [1, 3, 5, 7, 9] {
+        client.write(h2_wire::headers(h2_wire::WHOLE, stream, &fields("/t/hang")));
+    }
+    assert_eq!(client.outcome(9), Outcome::Reset(h2_wire::REFUSED_STREAM));
+    // The other four are served, and then there is room.
+    assert_eq!(client.outcome(1), Outcome::Answer(504));
+    eventually("all four were asked", || {
+        let asked = upstream.requests().len();
+        assert!(asked <= 4, "the fifth reached nobody");
+        (asked == 4).then_some(())
+    });
+    let mut again = Http2::new(furt.public);
+    again.write(h2_wire::headers(h2_wire::WHOLE, 1, &fields("/t/x")));
+    assert_eq!(again.outcome(1), Outcome::Answer(200));
+    client.write(h2_wire::headers(h2_wire::WHOLE, 11, &fields("/t/x")));
+    assert_eq!(client.outcome(11), Outcome::Answer(200));
+}

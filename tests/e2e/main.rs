@@ -2,7 +2,7 @@
 //!
 //! The module list is the acceptance list; `docs/acceptance.md` maps each requirement to its test.
 //! The harness: [`world`] runs furt, [`upstream`] is a recording upstream inside the test,
-//! [`process`] one in a process of its own that can be killed, [`port`] a port that stays one's own,
+//! [`raw_service`] one by hand, [`process`] one in a process of its own that can be killed, [`port`] a port that stays one's own,
 //! [`peer`] an implementation of somebody else, [`client`] sends exact bytes and reads exact answers.
 
 mod client;
