@@ -158,7 +158,8 @@ fn ask(furt: &World, method: &str, number: usize, told: Told, lie: &[u8]) {
     assert_eq!(client.ask(&get(&before)).text(), before);
     client.write(Request::new(method, &format!("/l/{number}")).key(WEBSITE_KEY).to_bytes(furt.public)).expect("sent");
     let answer = client.read(method);
-    let refused = |answer: &io::Result<crate::client::Answer>| answer.as_ref().is_ok_and(|it| it.status == 502 && it.code() == "BAD_GATEWAY");
+    let refused =
+        |answer: &io::Result<crate::client::Answer>| answer.as_ref().is_ok_and(|it| it.status == 502 && it.code() == "BAD_GATEWAY");
     let whole = |status: u16, body: &str| answer.as_ref().is_ok_and(|it| (it.status, &*it.text()) == (status, body));
     match told {
         Refused => assert!(refused(&answer), "{shown}: {answer:?}"),
