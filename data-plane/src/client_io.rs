@@ -147,8 +147,9 @@ impl ClientIo {
     fn heard(&mut self, bytes: &[u8], context: &Context<'_>) -> usize {
         let now = self.clock.now();
         match (&self.guard, self.watch.phase()) {
-            // The whole head has to arrive within its time: only its first byte starts the clock.
-            (Guard::Http1(..), Phase::Idle) => self.watch.enter(Phase::Head, now),
+            // The whole head has to arrive within its time: only its first byte starts the clock. The rest of a body whose
+            // answer is over already is no head, and gets no second answer.
+            (Guard::Http1(strict, _), Phase::Idle) if strict.is_between() => self.watch.enter(Phase::Head, now),
             // What is no request is no life either: pings alone keep no connection.
             (_, Phase::Head | Phase::Idle | Phase::Linger) => {}
             _ => self.watch.progress(now),

@@ -164,3 +164,29 @@ fn who_sends_on_after_an_early_answer_is_closed_in_time() {
         assert_eq!(upstream.requests().len(), 0);
     });
 }
+
+#[test]
+fn nothing_more_is_said_after_an_early_answer_of_a_service() {
+    // The rest of a body is no request, however late it comes.
+    let service = RawService::start(|service| {
+        if service.request().is_some() {
+            service.write(answer(200, &[("Connection", "close")], "early")).expect("furt reads");
+            service.until_closed();
+        }
+    });
+    let furt = world_with(&["client_idle_timeout = 1s"], &[], &service.url());
+    leaves_nothing(&furt, || {
+        for (length, rest) in [(Some(100_000), "x"), (Some(100_000), "xxx"), (None, "5\r\nhello\r\n"), (None, "5\r\nhel")].repeat(3) {
+            let mut client = Client::new(furt.public);
+            client.write(upload("/t/x", WEBSITE_KEY, length)).expect("sent");
+            let answer = client.read("POST").expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "early"), "{answer:?}");
+            thread::sleep(Duration::from_millis(50));
+            // furt may have closed it by now.
+            let _ = client.write(rest);
+            let all = client.rest();
+            let answers = String::from_utf8_lossy(&all).matches("HTTP/1.1 ").count();
+            assert_eq!(answers, 1, "one request, and then: {}", String::from_utf8_lossy(&all));
+        }
+    });
+}
