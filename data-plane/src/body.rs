@@ -153,6 +153,10 @@ pub struct Download {
     /// The connection, to be used again once the body has ended well.
     lease: Option<Lease>,
     exchange: Box<Exchange>,
+    /// It has been asked for before, so the head is out.
+    begun: bool,
+    /// How it broke off before the head was out.
+    broken: Option<hyper::Error>,
 }
 
 impl AnswerBody {
@@ -167,7 +171,7 @@ impl AnswerBody {
     /// The body of a service's answer, and the connection it comes over.
     pub fn service(inner: Incoming, lease: Lease, exchange: Box<Exchange>) -> Self {
         lease.answered();
-        let mut download = Download { inner, lease: Some(lease), exchange };
+        let mut download = Download { inner, lease: Some(lease), exchange, begun: false, broken: None };
         if download.inner.is_end_stream() {
             download.ended();
         }
@@ -186,12 +190,24 @@ impl Download {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.exchange.owes(false);
-        let Some(frame) = ready!(Pin::new(&mut self.inner).poll_frame(context)) else {
+        let first = !std::mem::replace(&mut self.begun, true);
+        let polled = match self.broken.take() {
+            Some(broken) => Some(Err(broken)),
+            None => ready!(Pin::new(&mut self.inner).poll_frame(context)),
+        };
+        let Some(frame) = polled else {
             self.ended();
             return Poll::Ready(None);
         };
         let frame = match frame {
             Ok(frame) => frame,
+            Err(error) if first => {
+                // Hyper would throw the head away with it, and a client could take the silence for a connection that was
+                // closed before it asked.
+                self.broken = Some(error);
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Err(error) => {
                 self.exchange.broke_off("upstream-broke-off");
                 return Poll::Ready(Some(Err(error.into())));

@@ -8,10 +8,11 @@ use http::{HeaderValue, Method, StatusCode};
 use crate::{
     access_log::Line,
     balance::Entered,
+    connection::Connection,
     table::Route,
     view::Instance,
     watch::Watch,
-    worker::{Connection, Held, Worker},
+    worker::{Held, Worker},
 };
 
 /// The record of a request under way. Dropping it counts and logs the request.

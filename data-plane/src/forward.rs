@@ -14,6 +14,7 @@ use crate::{
     balance::{self, Entered, NoInstance},
     body::{Progress, RequestBody, Upload},
     clock::nanos,
+    connection::Connection,
     deadline::Deadline,
     exchange::Exchange,
     headers::{self, Forwarding},
@@ -23,7 +24,6 @@ use crate::{
     table::Route,
     upstream::{self, Bounds, ConnectError, Lease, Switched},
     view::{Instance, Service, View},
-    worker::Connection,
 };
 
 /// Retry-After of a route whose instances are not pinged any more.

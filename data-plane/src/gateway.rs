@@ -17,6 +17,7 @@ use crate::{
     auth::{self, Caller, Denied, Presented},
     body::AnswerBody,
     clock::nanos,
+    connection::Connection,
     cors,
     exchange::Exchange,
     forward::{Answered, Forward, is_grpc},
@@ -30,7 +31,7 @@ use crate::{
     tunnel::Tunnel,
     view::View,
     watch::{Phase, Watch},
-    worker::{Connection, tell_internal},
+    worker::tell_internal,
 };
 
 const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");

@@ -1,9 +1,10 @@
 //! Routes: matching, authorisation and proxying over the snapshot it was given.
 //!
-//! In reading order, the request's way: [`worker`] with [`client_io`], [`clock`] and [`deadline`]; [`gateway`] with
-//! [`framing`], [`local`] and [`cors`]; [`table`], [`auth`], [`address_limit`]; [`forward`] with [`balance`],
-//! [`upstream`], [`headers`] and [`body`]; [`respond`], [`exchange`]. What it works on: [`view`], [`map`],
-//! [`subscribe`], [`disk`]. What is told about it: [`health`], [`explain`], [`metrics`], [`access_log`]. And [`config`].
+//! In reading order, the request's way: [`worker`] with [`peers`], [`connection`] with [`client_io`] and its guards
+//! [`strict`] and [`frames`], [`clock`], [`watch`] and [`deadline`]; [`gateway`] with [`framing`], [`local`] and [`cors`];
+//! [`table`], [`auth`], [`address_limit`]; [`forward`] with [`balance`], [`upstream`], [`headers`], [`outbound`] and
+//! [`body`]; [`respond`], [`exchange`], [`tunnel`]. What it works on: [`view`], [`map`], [`subscribe`], [`disk`]. What is
+//! told about it: [`health`], [`explain`], [`metrics`], [`access_log`]. And [`config`].
 
 pub mod access_log;
 pub mod address_limit;
@@ -13,6 +14,7 @@ pub mod body;
 pub mod client_io;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod cors;
 pub mod deadline;
 pub mod disk;

@@ -35,9 +35,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::{
     body::RequestBody,
+    connection::LocalExecutor,
     metrics::Counters,
     view::{Instance, Protocol, View},
-    worker::{LocalExecutor, Worker},
+    worker::Worker,
 };
 
 mod pool;
@@ -66,13 +67,14 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     address: SocketAddr,
-    /// The name that the certificate has to have; `None`: no TLS.
-    tls: Option<Arc<str>>,
+    /// The name that the certificate has to have, and under which trust it was asked for; `None`: no TLS.
+    tls: Option<(Arc<str>, u64)>,
 }
 
 impl Endpoint {
-    fn of(instance: &Instance, address: SocketAddr) -> Self {
-        Self { address, tls: instance.tls.clone() }
+    /// `trust`: the id of the view's `upstream_tls`.
+    fn of(instance: &Instance, address: SocketAddr, trust: u64) -> Self {
+        Self { address, tls: instance.tls.clone().map(|name| (name, trust)) }
     }
 }
 
@@ -185,15 +187,15 @@ impl Lease {
 /// # Errors
 /// When there is none to be had.
 pub async fn connect(worker: &Worker, view: &View, instance: &Instance) -> Result<Lease, ConnectError> {
-    let h2 = instance.protocol == Protocol::H2;
+    let (h2, trust) = (instance.protocol == Protocol::H2, view.config.upstream_tls.id());
     if h2
         && instance.keep_alive
         && let Some(first) = instance.addresses.first()
     {
         // One connects for all that come meanwhile.
-        let gate = worker.pool.gate(&Endpoint::of(instance, *first));
+        let gate = worker.pool.gate(&Endpoint::of(instance, *first, trust));
         let _turn = gate.lock().await;
-        if let Some(mut shared) = worker.pool.share(instance, worker.coarse.now(), true) {
+        if let Some(mut shared) = worker.pool.share(instance, worker.coarse.now(), true, trust) {
             // Made while this one waited: as fresh as its own would be.
             shared.reused = false;
             return Ok(shared);
@@ -209,7 +211,7 @@ async fn fresh(worker: &Worker, view: &View, instance: &Instance, h2: bool) -> R
         Counters::add(&worker.shared.counters.upstream_connects);
         match open(view, instance, *address, h2).await {
             Ok(socket) => {
-                let endpoint = Endpoint::of(instance, *address);
+                let endpoint = Endpoint::of(instance, *address, view.config.upstream_tls.id());
                 let made = if h2 { handshake_h2(worker, instance, endpoint, socket).await } else { handshake(endpoint, socket).await };
                 return made.map_err(|error| ConnectError::Theirs(error.to_string()));
             }

@@ -3,7 +3,13 @@
 //!
 //! Here: rustls as furt sets it up on the side that connects. Not here: files, the listeners' own certificates.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -21,6 +27,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// What furt needs to know for TLS to any upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamTls {
+    id: u64,
     http1: Arc<ClientConfig>,
     h2: Arc<ClientConfig>,
 }
@@ -28,6 +35,7 @@ pub struct UpstreamTls {
 impl UpstreamTls {
     /// Trusts certificates that lead to one of `roots`; some 100 KiB when these are those of a system.
     pub fn new(roots: RootCertStore) -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
         let roots = Arc::new(roots);
         let config = |protocol: &[u8]| {
             let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
@@ -36,7 +44,12 @@ impl UpstreamTls {
             config.alpn_protocols = vec![protocol.to_vec()];
             Arc::new(config)
         };
-        Self { http1: config(b"http/1.1"), h2: config(b"h2") }
+        Self { id: MADE.fetch_add(1, Ordering::Relaxed), http1: config(b"http/1.1"), h2: config(b"h2") }
+    }
+
+    /// Tells it from every other of this process: a connection that was made under one trust is none under another.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Shakes hands over `stream` with the upstream called `host`, a name or an address.

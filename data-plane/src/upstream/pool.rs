@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 
 use super::{Endpoint, Held, Http1, Http2, Lease, Line, MAX_AHEAD, RequestBody, Stream, Wire};
 use crate::{
+    clock::nanos,
     config::Config,
     view::{Instance, Protocol},
 };
@@ -35,19 +36,25 @@ pub struct Pool {
     gates: ByEndpoint<Rc<Mutex<()>>>,
 }
 
-/// What furt.conf says of idle connections, for one worker.
+/// What furt.conf says of connections that are kept, for one worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Idle connections to one endpoint.
     pub most: usize,
     /// Nanoseconds that one may be idle.
     pub longest: u64,
+    /// The trust that one over TLS was made under.
+    pub trust: u64,
 }
 
 impl Bounds {
     /// A worker's share of what the process may have.
     pub fn of(config: &Config) -> Self {
-        Self { most: config.max_idle_upstream.div_ceil(config.workers.max(1)), longest: crate::clock::nanos(config.upstream_idle_timeout) }
+        Self {
+            most: config.max_idle_upstream.div_ceil(config.workers.max(1)),
+            longest: nanos(config.upstream_idle_timeout),
+            trust: config.upstream_tls.id(),
+        }
     }
 }
 
@@ -59,12 +66,12 @@ impl Pool {
             return None;
         }
         if instance.protocol == Protocol::H2 {
-            return self.share(instance, now, repeatable);
+            return self.share(instance, now, repeatable, bounds.trust);
         }
         let mut idle = self.idle.borrow_mut();
         let longest = if repeatable { bounds.longest } else { bounds.longest.min(FRESH_NS) };
         instance.addresses.iter().find_map(|address| {
-            let endpoint = Endpoint::of(instance, *address);
+            let endpoint = Endpoint::of(instance, *address, bounds.trust);
             let connections = idle.get_mut(&endpoint)?;
             // The latest used is last: once it has been idle for too long, all have.
             while let Some(Idle { sender, line, held, .. }) = connections.pop_if(|idle| now.saturating_sub(idle.since) <= longest) {
@@ -78,10 +85,10 @@ impl Pool {
     }
 
     /// A share of a connection over HTTP/2 that has room for one more request.
-    pub(super) fn share(&self, instance: &Instance, now: u64, repeatable: bool) -> Option<Lease> {
+    pub(super) fn share(&self, instance: &Instance, now: u64, repeatable: bool, trust: u64) -> Option<Lease> {
         let shared = self.shared.borrow();
         instance.addresses.iter().find_map(|address| {
-            let endpoint = Endpoint::of(instance, *address);
+            let endpoint = Endpoint::of(instance, *address, trust);
             let fit = |one: &&Rc<Http2>| {
                 let idle = one.streams.get() == 0 && one.idle_since.get() != 0 && now.saturating_sub(one.idle_since.get()) > FRESH_NS;
                 !one.sender.is_closed() && one.streams.get() < one.most.get() && (repeatable || !idle)
@@ -133,12 +140,6 @@ impl Pool {
             !connections.is_empty()
         });
         self.gates.borrow_mut().retain(|_, gate| Rc::strong_count(gate) > 1);
-    }
-
-    /// Lets go of what was made under another idea of whom to trust. Requests under way end as they began.
-    pub fn forget_tls(&self) {
-        self.idle.borrow_mut().retain(|endpoint, _| endpoint.tls.is_none());
-        self.shared.borrow_mut().retain(|endpoint, _| endpoint.tls.is_none());
     }
 }
 

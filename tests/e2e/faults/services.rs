@@ -199,6 +199,8 @@ fn an_answer_that_breaks_off_never_looks_whole() {
                 client.write(request.to_bytes(furt.public)).expect("sent");
                 let broken = client.read("GET");
                 assert!(broken.is_err(), "{target}: {broken:?} looks whole");
+                // Silence would look like a connection that was closed before it asked, and be asked again.
+                assert!(client.rest().starts_with(b"HTTP/1.1 200 "), "{target}: the head is out");
             }
             let fields = [(":method", "GET"), (":scheme", "http"), (":path", &*target), (":authority", "h"), ("x-api-key", WEBSITE_KEY)];
             let mut client = Http2::new(furt.public);
