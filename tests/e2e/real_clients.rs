@@ -1,11 +1,11 @@
-//! What people really use, through furt: curl, nghttp, h2load, grpcio, websockets, a browser's EventSource.
+//! What people really use, through furt: curl, nghttp and h2load in `versions`, a browser's EventSource here; grpcio and
+//! websockets have modules of their own (`grpc_proxy`, `websocket`).
 //!
 //! A program that is not here is said aloud; CI has all of them.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    io::{Read, Write},
+    process::{Command, Stdio},
     sync::{Mutex, mpsc},
     time::Duration,
 };
@@ -15,9 +15,8 @@ use tokio::time::Instant;
 
 use crate::{
     client::Request,
-    port::Port,
     upstream::{Reply, Upstream, answer, ok},
-    world::{Conf, WEBSITE_KEY, World, eventually},
+    world::{Conf, WEBSITE_KEY, World},
 };
 
 mod versions;
@@ -32,149 +31,10 @@ fn has(program: &str, arguments: &[&str]) -> bool {
     runs
 }
 
-/// What a program says, once it has ended well.
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {text} {}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
 fn world(upstream: &Upstream) -> World {
     let furt = Conf::new().start();
     furt.register("peers", &upstream.url(), &["* /t/* comments:read"]);
     furt
-}
-
-#[test]
-fn curl_speaks_http_1_0_http_1_1_and_http_2() {
-    if !has("curl", &["--version"]) {
-        return;
-    }
-    let upstream = Upstream::with(|seen| match &*seen.method {
-        "HEAD" => Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".to_vec()),
-        "POST" => Reply::Bytes(ok(seen.body.len().to_string())),
-        _ => match seen.field("range") {
-            Some(_) => Reply::Bytes(answer(206, &[("Content-Range", "bytes 1-2/5")], "el")),
-            None => Reply::Bytes(ok("hello")),
-        },
-    });
-    let furt = world(&upstream);
-    let url = format!("http://{}/t/x", furt.public);
-    let key = format!("X-API-Key: {WEBSITE_KEY}");
-    let curl = |arguments: &[&str]| {
-        let common = ["-sS", "--max-time", "20", "-w", " %{http_code} %{http_version}", "-H", &key];
-        said("curl", &[&common, arguments, &[&url]].concat())
-    };
-    assert_eq!(curl(&["-0"]), "hello 200 1");
-    assert_eq!(curl(&[]), "hello 200 1.1");
-    assert_eq!(curl(&["--http2-prior-knowledge"]), "hello 200 2");
-    // It offers HTTP/2 by an upgrade, which is not taken.
-    assert_eq!(curl(&["--http2"]), "hello 200 1.1");
-    assert!(curl(&["-I"]).to_lowercase().contains("content-length: 5"));
-    assert_eq!(curl(&["-r", "1-2"]), "el 206 1.1");
-    let large = std::env::temp_dir().join(format!("furt-e2e-curl-{}", std::process::id()));
-    std::fs::write(&large, vec![b'x'; 3 << 20]).unwrap();
-    let data = format!("@{}", large.display());
-    for version in ["--http1.1", "--http2-prior-knowledge"] {
-        // Of a body this large curl asks first whether it is wanted (Expect: 100-continue).
-        let told = curl(&[version, "--data-binary", &data]);
-        assert!(told.starts_with("3145728 200"), "{told}");
-        let told = curl(&[version, "-X", "POST", "-H", "Transfer-Encoding: chunked", "-T", &data[1..]]);
-        assert!(told.starts_with("3145728 200"), "{told}");
-    }
-    std::fs::remove_file(large).unwrap();
-    assert!(upstream.requests().iter().all(|seen| seen.values("upgrade").is_empty() && seen.values("http2-settings").is_empty()));
-    assert_eq!(upstream.faults(), [""; 0]);
-}
-
-#[test]
-fn nghttp_and_h2load_lose_nothing_over_many_streams() {
-    if !has("nghttp", &["--version"]) || !has("h2load", &["--version"]) {
-        return;
-    }
-    let upstream = Upstream::with(|_| Reply::Bytes(ok("x".repeat(20_000))));
-    let furt = world(&upstream);
-    let (url, key) = (format!("http://{}/t/x", furt.public), format!("x-api-key: {WEBSITE_KEY}"));
-    let told = said("nghttp", &["-nv", "-m", "20", "-H", &key, &url]);
-    assert_eq!(told.matches(":status: 200").count(), 20, "{told}");
-    let told = said("h2load", &["-n", "2000", "-c", "4", "-m", "50", "-H", &key, &url]);
-    assert!(told.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout"), "{told}");
-    let told = said("h2load", &["--h1", "-n", "500", "-c", "4", "-H", &key, &url]);
-    assert!(told.contains("500 succeeded, 0 failed, 0 errored, 0 timeout"), "{told}");
-}
-
-/// A script of `tests/peers`, ended with the test.
-struct Peer {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(script: &str, arguments: &[&str]) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(script);
-        let mut child =
-            Command::new("python3").arg(path).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 starts");
-        let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        Self { input: child.stdin.take(), output, child }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("it says something");
-        line.trim().to_owned()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        drop(self.input.take());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn grpcio_makes_all_kinds_of_calls_and_hears_of_refusals_in_its_own_words() {
-    if !has("python3", &["-c", "import grpc"]) {
-        return;
-    }
-    let mut server = Peer::start("grpc_calls.py", &["serve"]);
-    let url = format!("http://127.0.0.1:{}", server.line());
-    let nobody = Port::take();
-    let furt = Conf::new().start();
-    let route = |path: &str, permission: &str| json!({"method": "POST", "path": path, "permission": permission});
-    let service = |name: &str, url: &str, route| json!({"service": name, "url": url, "protocol": "h2", "routes": [route]});
-    furt.post(&service("calls", &url, route("/calls.Api/*", "comments:write"))).status(200);
-    furt.post(&service("admin", &url, route("/admin.Api/*", "admin:all"))).status(200);
-    furt.post(&service("down", &nobody.url(), route("/down.Api/*", "comments:write"))).status(200);
-    let mut client = Peer::start("grpc_calls.py", &["call", &furt.public.to_string()]);
-    assert_eq!(client.line(), "ok");
-}
-
-#[test]
-fn a_websocket_lives_through_registrations_reloads_and_silence() {
-    if !has("python3", &["-c", "import websockets"]) {
-        return;
-    }
-    let mut server = Peer::start("websocket_calls.py", &["serve"]);
-    let url = format!("http://127.0.0.1:{}", server.line());
-    let furt = Conf::new().server("body_idle_timeout = 1s").gateway("registration_rate = 1000/s").start();
-    furt.register("echo", &url, &["GET /ws/* comments:read"]);
-    let mut client = Peer::start("websocket_calls.py", &["call", &furt.public.to_string()]);
-    assert_eq!(client.line(), "open");
-    let since = Instant::now();
-    for number in 0..100 {
-        furt.register(&format!("other-{number}"), "http://127.0.0.1:9", &[&format!("GET /other-{number} comments:read")]);
-        if number % 10 == 0 {
-            furt.reload().status(200);
-        }
-    }
-    eventually("it was silent for longer than a body may be", || (since.elapsed() > Duration::from_millis(2_500)).then_some(()));
-    writeln!(client.input.as_mut().expect("a pipe"), "go on").unwrap();
-    assert_eq!(client.line(), "ok");
-    eventually("the log tells of it", || furt.logged(&["status=101", "service=echo", "path=/ws/echo"]).then_some(()));
 }
 
 #[test]
